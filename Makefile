@@ -1,0 +1,71 @@
+# Everything runs in .venv, which the first target that needs it makes. Set-up goes in steps, each
+# with a stamp, so that it is done once and an interrupted one goes on where it stopped.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off --quiet
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: help demo doctor test test-slow bench lint format clean
+
+help:
+	@echo "make demo       train a small CLIP on real handwriting and test it zero-shot"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that take minutes"
+	@echo "make bench      measure against open_clip on this machine"
+	@echo "make doctor     what this machine has, and which backend serves what"
+	@echo "make lint       ruff, clang-format and mypy; make format mends what they can"
+	@echo "make clean      remove .venv and everything built"
+
+demo: $(VENV)/.installed
+	$(RUN) -m clipfast demo $(ARGS)
+
+doctor: $(VENV)/.installed
+	$(RUN) -m clipfast doctor
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(RUN) -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/.dev
+	$(RUN) -m pytest bench $(ARGS)
+
+lint: $(VENV)/.dev
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	$(RUN) -m mypy
+
+format: $(VENV)/.dev
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/clipfast_kernels/*.so kernels/clipfast_kernels/_build.json
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: $(PYTHON) is Python %d.%d; expected 3.11 or newer: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo "set-up 1/4: $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.made
+	@echo "set-up 2/4: torch (some minutes; about 3 GB)"
+	$(PIP) "torch>=2.10" "torchvision>=0.25"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
+	@echo "set-up 3/4: clipfast, its dependencies and its C++ extension"
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "set-up 4/4: what the tests need"
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@

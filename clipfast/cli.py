@@ -1,0 +1,78 @@
+"""The command line: `clipfast COMMAND …`. A user's mistake is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from clipfast.errors import UserError
+
+_INTERRUPTED = 130  # the shell's code for a command that SIGINT ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        arguments: the command and its flags; None takes the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="clipfast",
+        description="Faster CLIP training.",
+        epilog="\n".join(f"  {name:8} {summary}" for name, (_, summary) in _COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")
+    command = parser.parse_args(arguments[:1]).command
+    try:
+        return _COMMANDS[command][0](arguments[1:])
+    except UserError as error:
+        return _fail(command, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(command, f"{where}{error.strerror or error}")
+
+
+def _fail(command: str, sentence: str) -> int:
+    print(f"clipfast {command}: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    from clipfast.demo.command import demo
+
+    return _until_interrupted(lambda: demo(arguments))
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from clipfast.train.arguments import parse_args
+    from clipfast.train.loop import train
+
+    args = parse_args(arguments)
+    return _until_interrupted(lambda: train(args))
+
+
+def _until_interrupted(run: Callable[[], object]) -> int:
+    from clipfast.train.loop import Interrupted
+
+    try:
+        run()
+    except Interrupted as stopped:
+        print(f"clipfast: {stopped}", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from clipfast.doctor import doctor
+
+    return doctor(arguments)
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "demo": (_demo, "make handwriting data, train a small CLIP on it, test it zero-shot"),
+    "train": (_train, "train a model, with open_clip's flags"),
+    "doctor": (_doctor, "what this machine has, and which backend serves which operation"),
+}

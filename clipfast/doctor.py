@@ -1,0 +1,119 @@
+"""`clipfast doctor`: what this machine has, and which backend serves which operation."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+import torch
+from clipfast_kernels import backends
+from clipfast_kernels.dispatch import OPS
+from rich.console import Console
+from rich.table import Table
+
+import clipfast
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Prints both tables; always 0, for a missing part is no error."""
+    parser = argparse.ArgumentParser(prog="clipfast doctor", description=__doc__)
+    parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(_parts_table())
+    console.print(_backends_table())
+    return 0
+
+
+def _parts_table() -> Table:
+    table = Table(title=f"clipfast {clipfast.__version__}: this machine", title_justify="left")
+    table.add_column("part")
+    table.add_column("found", overflow="fold")
+    for part, find in _PARTS.items():
+        table.add_row(part, find())
+    return table
+
+
+def _backends_table() -> Table:
+    table = Table(title="backends, in the order in which auto tries them", title_justify="left")
+    table.add_column("operation")
+    table.add_column("backend")
+    table.add_column("usable, or the reasons why not", overflow="fold")
+    for op in OPS:
+        found = backends(op)
+        for backend, reasons in found.reasons.items():
+            verdict = "; ".join(reasons) or "usable"
+            chosen = "  ← auto" if backend == found.auto else ""
+            table.add_row(op, backend, verdict + chosen)
+    return table
+
+
+def _python() -> str:
+    return f"{platform.python_version()} on {platform.machine()}, {platform.system()}"
+
+
+def _processor() -> str:
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cuda() -> str:
+    built = torch.version.cuda or torch.version.hip
+    if not torch.cuda.is_available():
+        return f"no usable GPU; torch is built for {built or 'the CPU only'}"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)}; torch is built for {built}"
+
+
+def _compiler() -> str:
+    compiler = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+    return shutil.which(compiler) or "" if compiler else "none: the C++ backends cannot be built"
+
+
+def _package(*names: str, without: str) -> Callable[[], str]:
+    """The version of the first installed distribution of these names, or what its lack costs."""
+
+    def find() -> str:
+        for name in names:
+            try:
+                return f"{name} {metadata.version(name)}"
+            except metadata.PackageNotFoundError:
+                continue
+        return f"not installed: {without}"
+
+    return find
+
+
+def _apex() -> str:
+    """NVIDIA's apex is built from source; the package of that name on PyPI is another project."""
+    try:
+        distribution = metadata.distribution("apex")
+    except metadata.PackageNotFoundError:
+        return "not installed: torch's fused AdamW and LayerNorm serve instead"
+    files = {str(f).replace("\\", "/") for f in distribution.files or ()}
+    if any(f.startswith(("apex/normalization/", "apex/optimizers/")) for f in files):
+        return f"NVIDIA apex {distribution.version}"
+    return (
+        f"apex {distribution.version} is the unrelated project of that name on PyPI, not NVIDIA's; "
+        "it is not used"
+    )
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "Python": _python,
+    "torch": _package("torch", without="nothing works"),
+    "torchvision": _package("torchvision", without="images cannot be decoded"),
+    "processor": _processor,
+    "C++ compiler": _compiler,
+    "CUDA": _cuda,
+    "Triton": _package("triton", "pytorch-triton", without="no Triton kernels"),
+    "DALI": _package(
+        "nvidia-dali-cuda130", "nvidia-dali-cuda120", without="images are decoded by torchvision"
+    ),
+    "DeepSpeed": _package("deepspeed", without="no ZeRO; the plain engine trains"),
+    "flash-attn": _package("flash-attn-4", "flash-attn", without="torch's attention serves"),
+    "apex": _apex,
+    "open_clip": _package("open_clip_torch", without="nothing to compare with in bench/"),
+}

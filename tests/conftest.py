@@ -1,0 +1,41 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipfast.demo.dataset import DigitShards
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # tolerance.py
+
+TINY_MODEL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {
+        "context_length": 32,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def digit_shards(tmp_path_factory) -> DigitShards:
+    """96 training pairs and the test pairs, as real JPEGs in real tars."""
+    return DigitShards(tmp_path_factory.mktemp("digits"), pairs=96, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Path of a model configuration that trains in milliseconds."""
+    path = tmp_path_factory.mktemp("models") / "tiny-vit.json"
+    path.write_text(json.dumps(TINY_MODEL))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,244 @@
+"""contrastive_loss against the dense float64 formula, and its behaviour as a torch operator."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clipfast_kernels import backends, contrastive_loss
+from tolerance import assert_within_tolerance
+
+NATIVE = [name for name, why in backends("contrastive_loss").reasons.items() if not why]
+KERNELS = [name for name in NATIVE if name != "reference"]
+SHAPES = [(1, 1), (1, 8), (2, 3), (3, 64), (7, 5), (16, 16), (17, 33), (129, 100), (513, 64)]
+NAMES = ["loss", "d_image", "d_text", "d_logit_scale"]
+
+
+def features(n, d, dtype=torch.float32, seed=0, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        size * torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(2)
+    ]
+
+
+def value_and_gradients(image, text, scale, dtype, backend, upstream=1.0, **options):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in (image, text)]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    logit_scale = torch.tensor(scale, dtype=wide, requires_grad=True)
+    loss = contrastive_loss(*inputs, logit_scale, backend=backend, **options)
+    (upstream * loss).backward()
+    return [loss.detach(), *(x.grad for x in inputs), logit_scale.grad]
+
+
+def check(backend, image, text, scale, dtype=torch.float32, **options):
+    image, text = image.to(dtype), text.to(dtype)
+    actual = value_and_gradients(image, text, scale, dtype, backend, **options)
+    low = value_and_gradients(image, text, scale, dtype, "reference", **options)
+    exact = value_and_gradients(image, text, scale, torch.float64, "reference", **options)
+    assert_within_tolerance(actual, low, exact, NAMES)
+
+
+def test_the_reference_is_the_textbook_formula():
+    image, text = features(12, 5, torch.float64)
+    unit_image, unit_text = F.normalize(image, dim=1), F.normalize(text, dim=1)
+    logits = 14.3 * unit_image @ unit_text.T
+    labels = torch.arange(12)
+    for epsilon in (0.0, 0.1):
+        expected = sum(
+            F.cross_entropy(side, labels, label_smoothing=epsilon) for side in (logits, logits.T)
+        )
+        actual = contrastive_loss(image, text, 14.3, label_smoothing=epsilon, backend="reference")
+        torch.testing.assert_close(actual, expected / 2, rtol=1e-13, atol=0)
+
+
+def test_the_reference_leaves_pairs_of_equal_ids_out_of_both_denominators():
+    image, text = features(6, 4, torch.float64)
+    ids = torch.tensor([5, 7, 5, 9, 7, 5])
+    logits = 10 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    total = 0.0
+    for i in range(6):
+        kept = [j for j in range(6) if j == i or ids[j] != ids[i]]
+        for side in (logits, logits.T):
+            total += torch.logsumexp(side[i, kept], 0) - side[i, i]
+    actual = contrastive_loss(image, text, 10.0, ids=ids, backend="reference")
+    torch.testing.assert_close(actual, total / 12, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_value_and_gradients_at_odd_shapes_and_scales(backend, n, d, scale):
+    check(backend, *features(n, d), scale)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype(backend, dtype):
+    check(backend, *features(65, 24), 20.0, dtype)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_rows_taken_as_they_are_without_normalisation(backend):
+    check(backend, *features(33, 16), 2.0, normalize=False)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_logits_far_apart_neither_overflow_nor_vanish(backend):
+    image, text = features(40, 8, size=30.0)
+    check(backend, image, text, 5.0, normalize=False)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_equal_ids_and_label_smoothing_together(backend):
+    image, text = features(50, 12)
+    ids = torch.randint(0, 20, (50,), generator=torch.Generator().manual_seed(3))
+    check(backend, image, text, 30.0, ids=ids, label_smoothing=0.1)
+    check(backend, image, text, 30.0, ids=torch.zeros(50, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_duplicate_pairs_and_all_equal_rows(backend):
+    image, text = features(9, 8)
+    check(backend, image.repeat(3, 1), text.repeat(3, 1), 100.0)
+    ones = torch.ones(20, 6)
+    loss = contrastive_loss(ones, ones, 100.0, backend=backend)
+    assert loss.item() == pytest.approx(math.log(20), abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_a_zero_row_is_similar_to_nothing_and_gets_no_gradient(backend):
+    image, text = features(10, 6)
+    image[3], text[7] = 0, 0
+    loss, d_image, d_text, d_scale = value_and_gradients(image, text, 10.0, torch.float32, backend)
+    assert all(x.isfinite().all() for x in (loss, d_image, d_text, d_scale))
+    assert not d_image[3].any()
+    assert not d_text[7].any()
+    if backend != "reference":
+        check(backend, image, text, 10.0)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_feature_gives_a_nan_loss_and_is_not_hidden(backend, bad):
+    image, text = features(20, 6)
+    image[11, 2] = bad
+    assert contrastive_loss(image, text, 10.0, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_one_pair_alone_costs_nothing(backend):
+    loss, *gradients = value_and_gradients(*features(1, 4), 100.0, torch.float32, backend)
+    assert abs(loss.item()) < 1e-6
+    assert max(g.abs().max() for g in gradients) < 1e-4
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_scale_of_zero_still_has_its_gradient(backend):
+    check(backend, *features(30, 7), 0.0)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_rows_that_are_not_contiguous(backend):
+    image, text = (x.T.contiguous().T for x in features(21, 10))
+    check(backend, image, text, 10.0)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_the_upstream_gradient_multiplies_every_gradient(backend):
+    image, text = features(24, 9)
+    once = value_and_gradients(image, text, 10.0, torch.float64, backend)
+    thrice = value_and_gradients(image, text, 10.0, torch.float64, backend, upstream=3.0)
+    for a, b in zip(once[1:], thrice[1:], strict=True):
+        torch.testing.assert_close(3 * a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("mutated", range(1, 4))
+def test_the_tolerance_rule_notices_a_gradient_that_is_zero(backend, mutated):
+    image, text = features(32, 8)
+    actual = value_and_gradients(image, text, 14.3, torch.float32, backend)
+    low = value_and_gradients(image, text, 14.3, torch.float32, "reference")
+    exact = value_and_gradients(image, text, 14.3, torch.float64, "reference")
+    actual[mutated] = torch.zeros_like(actual[mutated])
+    with pytest.raises(AssertionError, match=NAMES[mutated]):
+        assert_within_tolerance(actual, low, exact, NAMES)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_two_runs_give_the_same_bits(backend):
+    image, text = features(700, 64)
+    runs = [value_and_gradients(image, text, 50.0, torch.float32, backend) for _ in range(2)]
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_gradients_are_those_of_finite_differences(backend, normalize, epsilon):
+    image, text = (x.requires_grad_() for x in features(7, 5, torch.float64))
+    logit_scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([0, 1, 2, 0, 4, 5, 6])
+
+    def loss(i, t, s):
+        return contrastive_loss(
+            i, t, s, normalize=normalize, ids=ids, label_smoothing=epsilon, backend=backend
+        )
+
+    assert torch.autograd.gradcheck(loss, (image, text, logit_scale))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_it_compiles_whole_with_a_batch_size_that_varies(backend):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def loss(image, text, scale):
+        return contrastive_loss(image, text, scale, backend=backend)
+
+    for n in (4, 9, 30):
+        image, text = (x.requires_grad_() for x in features(n, 8))
+        compiled = loss(image, text, torch.tensor(10.0))
+        compiled.backward()
+        expected = value_and_gradients(image, text, 10.0, torch.float32, backend)
+        torch.testing.assert_close(compiled.detach(), expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(image.grad, expected[1], rtol=0, atol=0)
+
+
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cpu_operators_keep_their_contract_with_torch(dtype):
+    image, text = (x.requires_grad_() for x in features(6, 4, dtype))
+    scale = torch.tensor(5.0, dtype=dtype, requires_grad=True)
+    for ids in (None, torch.arange(6) // 2):
+        torch.library.opcheck(
+            torch.ops.clipfast_kernels.contrastive_fwd_cpu.default,
+            (image, text, scale, ids, True, 0.1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_features": torch.ones(4)}, r"image_features: expected shape \(N, D\)"),
+        ({"image_features": torch.ones(0, 3)}, r"image_features: .* got \(0, 3\)"),
+        ({"image_features": [1.0]}, "image_features: expected a tensor"),
+        ({"text_features": torch.ones(5, 3)}, r"text_features: expected .*\(4, 3\); got \(5, 3\)"),
+        ({"text_features": torch.ones(4, 3).double()}, "text_features: expected .*float32"),
+        ({"text_features": torch.ones(4, 3).int()}, "text_features: expected a floating-point"),
+        ({"logit_scale": torch.ones(2)}, "logit_scale: expected one"),
+        ({"logit_scale": "1"}, "logit_scale: expected a number"),
+        ({"ids": torch.ones(3, dtype=torch.int64)}, r"ids: expected int64 of shape \(4,\)"),
+        ({"ids": torch.ones(4)}, "ids: expected int64"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 ≤ ε < 1; got 1.0"),
+        ({"backend": "fast"}, "backend: expected one of auto, .*; got 'fast'"),
+        ({"group": object()}, "group: expected None"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_was_expected(change, sentence):
+    arguments = {
+        "image_features": torch.ones(4, 3),
+        "text_features": torch.ones(4, 3),
+        "logit_scale": 1.0,
+    } | change
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        contrastive_loss(**arguments)

@@ -1,0 +1,62 @@
+"""backends() explains, an explicit backend never falls back, the environment sets the default."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from clipfast_kernels import backends, contrastive_loss
+
+
+def in_new_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+
+
+def test_every_planned_backend_is_listed_with_a_reason():
+    reasons = backends("contrastive_loss").reasons
+    assert list(reasons) == ["cpu", "reference", "triton", "torch"]
+    assert reasons["reference"] == []
+    assert reasons["triton"]
+    assert reasons["torch"]
+
+
+def test_auto_is_the_first_backend_that_takes_the_tensors():
+    whole = torch.ones(2, 2)
+    found = backends("contrastive_loss", whole, whole, 1.0)
+    assert found.auto == next(name for name, why in found.reasons.items() if not why)
+
+
+def test_tensors_elsewhere_are_a_reason_that_names_the_device():
+    meta = torch.ones(2, 2, device="meta")
+    found = backends("contrastive_loss", image_features=meta, text_features=meta)
+    assert "meta" in found.reasons["cpu"][0]
+    assert found.auto == "reference"
+
+
+def test_an_explicit_backend_that_cannot_serve_raises_with_its_reason():
+    x = torch.ones(2, 2)
+    with pytest.raises(RuntimeError, match="'triton': clipfast 0.1 has no Triton kernel"):
+        contrastive_loss(x, x, 1.0, backend="triton")
+    with pytest.raises(RuntimeError, match="'cpu' cannot serve this call: .*meta"):
+        contrastive_loss(x.to("meta"), x.to("meta"), torch.ones((), device="meta"), backend="cpu")
+
+
+def test_an_unknown_op_is_a_sentence():
+    with pytest.raises(ValueError, match="op: expected one of contrastive_loss; got 'attention'"):
+        backends("attention")
+
+
+def test_the_environment_sets_the_default_backend():
+    done = in_new_process(
+        "from clipfast_kernels import backends; print(backends('contrastive_loss').auto)",
+        CLIPFAST_BACKEND="reference",
+    )
+    assert done.stdout.strip() == "reference", done.stderr
+
+
+def test_an_unknown_backend_in_the_environment_is_named():
+    done = in_new_process("import clipfast_kernels", CLIPFAST_BACKEND="quick")
+    assert "CLIPFAST_BACKEND: expected one of auto, reference" in done.stderr
+    assert "got 'quick'" in done.stderr
