@@ -24,7 +24,7 @@ class PackedText(NamedTuple):
     tokens: Tensor
     cu_seqlens: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedText:  # type: ignore[override]
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedText:
         return PackedText(*(t.to(device, non_blocking=non_blocking) for t in self))
 
 

@@ -1,0 +1,114 @@
+"""CLIP's ResNet image tower: three-convolution stem, average pools in place of strides, and
+attention pooling from the mean token. B images, L = positions + 1 tokens, W width."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipfast.models.layouts import ImageTokens
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions, all of stride 1; a stride is an average pool before the last
+    convolution and before the shortcut's."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        channels_out = channels * self.expansion
+        self.stride = stride
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or channels_in != channels_out:
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    {
+                        "-1": nn.AvgPool2d(stride),
+                        "0": nn.Conv2d(channels_in, channels_out, 1, bias=False),
+                        "1": nn.BatchNorm2d(channels_out),
+                    }
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        if self.stride > 1:
+            out = F.avg_pool2d(out, self.stride)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class AttentionPool2d(nn.Module):
+    """(B, W, h, w) -> (B, output_dim): attention whose one query is the mean token."""
+
+    def __init__(self, positions: int, width: int, heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(positions + 1, width) / width**0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(projection.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_BLW = x.flatten(2).transpose(1, 2)
+        x_BLW = torch.cat([x_BLW.mean(dim=1, keepdim=True), x_BLW], dim=1)
+        x_BLW = x_BLW + self.positional_embedding
+        layout = ImageTokens(self.heads)
+        kv = torch.cat([self.k_proj(x_BLW), self.v_proj(x_BLW)], dim=-1)
+        return self.c_proj(layout.attend_pooled(self.q_proj(layout.pooled(x_BLW)), kv))
+
+
+class ModifiedResNet(nn.Module):
+    """(B, 3, S, S) -> (B, output_dim), not normalised.
+
+    Source: Radford et al. 2021, arXiv 2103.00020, §2.4; He et al. 2019, arXiv 1812.01187
+    (ResNet-D); Zhang 2019, arXiv 1904.11486 (anti-aliased pooling).
+    """
+
+    def __init__(
+        self, *, layers: list[int], width: int, heads: int, image_size: int, output_dim: int
+    ) -> None:
+        super().__init__()
+        self.image_size, self.output_dim = image_size, output_dim
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, layers[0], stride=1)
+        self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2d((image_size // 32) ** 2, width * 32, heads, output_dim)
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.zeros_(block.bn3.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = F.relu(self.bn3(self.conv3(x)), inplace=True)
+        x = F.avg_pool2d(x, 2)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return self.attnpool(x)
+
+
+def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [Bottleneck(channels * Bottleneck.expansion, channels) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(channels_in, channels, stride), *rest)

@@ -1,0 +1,87 @@
+"""Our models compute what open_clip's compute from the same weights: features, loss, gradients."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+from open_clip.loss import ClipLoss
+from torch import nn
+
+from clipfast.models.factory import create_model
+from clipfast.models.transformer import QuickGELU
+
+CAPTIONS = ["a dog", "a photo of a very small cat on a mat, sleeping", "word " * 100, ""]
+
+
+def randomise_batch_norms(model: nn.Module) -> None:
+    """bn3.weight starts at 0 and would hide its whole branch."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+
+
+def results(model, dtype, training):
+    """Features, loss, every gradient and every BatchNorm statistic after one forward and backward."""
+    model = copy.deepcopy(model).to(dtype).train(training)
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(dtype)
+    text = open_clip.get_tokenizer("ViT-B-32")(CAPTIONS)
+    out = model(images, text)
+    loss = ClipLoss()(**out)
+    loss.backward()
+    statistics = {n: b for n, b in model.named_buffers() if "running" in n}
+    gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+    found = {**out, "loss": loss, **statistics, **gradients}
+    return {name: tensor.detach().double() for name, tensor in found.items()}
+
+
+@pytest.fixture(scope="module", params=["ViT-B-32", "RN50"])
+def pair(request):
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(request.param, output_dict=True)
+    randomise_batch_norms(theirs)
+    ours = create_model(request.param, output_dict=True)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def test_names_order_and_shapes_of_parameters_match_or_optimizer_states_would_mix_up(pair):
+    theirs, ours = pair
+    expected = [(name, p.shape) for name, p in theirs.named_parameters()]
+    assert [(name, p.shape) for name, p in ours.named_parameters()] == expected
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_features_loss_gradients_and_statistics_equal_open_clips(pair, training):
+    theirs, ours = pair
+    exact = results(theirs, torch.float64, training)
+    # A gradient that is 0 in exact arithmetic (a key's bias) is rounding noise in any computation,
+    # so every error is measured against the largest gradient as well.
+    largest = max(x.abs().max().item() for n, x in exact.items() if n.startswith("gradient"))
+
+    for name, actual in results(ours, torch.float64, training).items():
+        error = (actual - exact[name]).abs().max().item()
+        allowed = 1e-10 * exact[name].abs().max().item() + 1e-12 * largest
+        assert error <= allowed, f"float64 {name}: error {error:.1e}, allowed {allowed:.1e}"
+
+    low = results(theirs, torch.float32, training)
+    eps = torch.finfo(torch.float32).eps
+    for name, actual in results(ours, torch.float32, training).items():
+        error = (actual - exact[name]).abs().max().item()
+        theirs_error = (low[name] - exact[name]).abs().max().item()
+        size = exact[name].abs().max().item() + (largest if name.startswith("gradient") else 0)
+        allowed = 2 * (theirs_error + eps * size)
+        assert error <= allowed, f"float32 {name}: error {error:.1e}, allowed {allowed:.1e}"
+
+
+def test_quickgelu_models_use_the_activation_of_openais_weights():
+    x = torch.linspace(-6, 6, 100)
+    torch.testing.assert_close(QuickGELU()(x), open_clip.transformer.QuickGELU()(x))
+    with torch.device("meta"):
+        model = create_model("ViT-B-32-quickgelu")
+    for transformer in (model.transformer, model.visual.transformer):
+        assert isinstance(transformer.blocks()[0].mlp.gelu, QuickGELU)
