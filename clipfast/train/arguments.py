@@ -1,0 +1,144 @@
+"""The trainer's flags: open_clip_train 3.3.0's names, defaults and meanings, and a few of ours."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+from collections.abc import Callable, Sequence
+
+from clipfast.errors import UserError
+
+_DEFAULTS_BY_TOWER = {
+    True: {"lr": 5e-4, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6},  # a ViT
+    False: {"lr": 5e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+}
+
+
+def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses a trainer command line into a namespace with open_clip_train's attribute names.
+
+    Raises:
+        UserError: a value out of range, or a choice that this release cannot honour.
+        SystemExit: an unknown flag or an unreadable value (argparse's message, exit code 2).
+    """
+    args = _parser().parse_args(arguments)
+    for name, value in _DEFAULTS_BY_TOWER["vit" in args.model.lower()].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    _check(args)
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clipfast train", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    data = parser.add_argument_group("data").add_argument
+    data(
+        "--train-data",
+        required=True,
+        metavar="SHARDS",
+        help="WebDataset tars: a path with brace ranges, several joined by ::",
+    )
+    data("--dataset-type", choices=["webdataset", "auto"], default="auto")
+    data("--workers", type=int, default=4, help="decoding threads (default 4)")
+    data("--image-mean", type=float, nargs=3, help="default: CLIP's")
+    data("--image-std", type=float, nargs=3, help="default: CLIP's")
+    data(
+        "--aug-cfg",
+        nargs="*",
+        default={},
+        action=_ParseKeyValues,
+        metavar="KEY=VALUE",
+        help="scale='(0.9, 1.0)', the random crop's share of the area",
+    )
+
+    add("--model", default="RN50", help="a built-in model or the path of a .json configuration")
+    add("--pretrained", default="", metavar="FILE", help="start from these weights")
+    add("--batch-size", type=int, default=64)
+    add("--epochs", type=int, default=32)
+    add("--lr", type=float, help="default by model: 5e-4")
+    add("--beta1", type=float, help="default by model: .9")
+    add("--beta2", type=float, help="default by model: .98 (ViT) or .999")
+    add("--eps", type=float, help="default by model: 1e-6 (ViT) or 1e-8")
+    add("--wd", type=float, default=0.2, help="weight decay (default 0.2)")
+    add("--warmup", type=int, default=10000, help="steps (default 10000)")
+    add("--lr-scheduler", choices=["cosine", "const"], default="cosine")
+    add("--skip-scheduler", action="store_true", help="keep the learning rate at --lr")
+    add("--grad-clip-norm", type=float)
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda", help="falls back to cpu where there is no GPU (default cuda)")
+    add("--precision", choices=["amp", "fp32"], default="amp", help="a CPU computes in fp32")
+
+    files = parser.add_argument_group("files").add_argument
+    files("--logs", default="./logs/", help="folder of all runs")
+    files("--name", help="this run's folder in it (default: made of time and settings)")
+    files("--resume", metavar="FILE|latest", help="go on from a checkpoint of this or another run")
+    files("--save-frequency", type=int, default=1, help="epochs between checkpoints")
+    files("--save-most-recent", action="store_true", help="always keep epoch_latest.pt")
+    files("--report-to", default="", help="tensorboard")
+    files("--log-every-n-steps", type=int, default=100)
+
+    ours = parser.add_argument_group("clipfast's own").add_argument
+    ours("--backend", default="auto", help="of the loss; `clipfast doctor` lists them")
+    ours("--save-every-steps", type=int, default=0, help="keep a resumable state every N steps")
+    return parser
+
+
+class _ParseKeyValues(argparse.Action):
+    """``key=value`` words to a dict; values are Python literals, or strings if they are none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
+        parsed = {}
+        for word in values or ():
+            key, equals, value = word.partition("=")
+            if not equals:
+                parser.error(f"{option_string}: expected KEY=VALUE; got {word!r}")
+            try:
+                parsed[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                parsed[key] = value
+        setattr(namespace, self.dest, parsed)
+
+
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "batch_size": ("at least 1", lambda x: x >= 1),
+    "epochs": ("at least 1", lambda x: x >= 1),
+    "workers": ("at least 0", lambda x: x >= 0),
+    "warmup": ("at least 0", lambda x: x >= 0),
+    "lr": ("a positive number", lambda x: 0 < x < math.inf),
+    "wd": ("0 or more", lambda x: 0 <= x < math.inf),
+    "beta1": ("0 ≤ β1 < 1", lambda x: 0 <= x < 1),
+    "beta2": ("0 ≤ β2 < 1", lambda x: 0 <= x < 1),
+    "eps": ("a positive number", lambda x: 0 < x < math.inf),
+    "grad_clip_norm": ("a positive number", lambda x: x > 0),
+    "save_frequency": ("0 (only at the end) or more", lambda x: x >= 0),
+    "log_every_n_steps": ("at least 1", lambda x: x >= 1),
+    "save_every_steps": ("0 (never) or more", lambda x: x >= 0),
+    "seed": ("0 or more", lambda x: x >= 0),
+}
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, (expected, holds) in _RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not holds(value):
+            raise UserError(f"--{name.replace('_', '-')}: expected {expected}; got {value}")
+    if args.report_to not in ("", "tensorboard"):
+        raise UserError(f"--report-to: expected tensorboard; got {args.report_to!r}")
+    if unknown := args.aug_cfg.keys() - {"scale"}:
+        raise UserError(f"--aug-cfg: expected scale=(low, high); got {', '.join(unknown)}")
+    scale = args.aug_cfg.get("scale", (0.9, 1.0))
+    if not (
+        isinstance(scale, (tuple, list))
+        and len(scale) == 2
+        and all(isinstance(s, (int, float)) for s in scale)
+        and 0 < scale[0] <= scale[1] <= 1
+    ):
+        raise UserError(f"--aug-cfg: scale: expected 0 < low ≤ high ≤ 1; got {scale}")

@@ -1,0 +1,288 @@
+"""The training run, from arguments to weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import signal
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+from clipfast_kernels import backends, contrastive_loss
+from torch import Tensor
+
+from clipfast.data.decode import RandomCrop
+from clipfast.data.loader import Batch, Loader, Rejected
+from clipfast.data.normalize import Normalize
+from clipfast.data.sampler import Sampler
+from clipfast.data.shards import ShardSet, expand_shards
+from clipfast.errors import UserError
+from clipfast.models.clip import CLIP
+from clipfast.models.factory import create_model
+from clipfast.train.engine import PlainEngine
+from clipfast.train.monitor import Monitor, StepRecord, Stopwatch
+from clipfast.train.optimizer import adamw, learning_rate
+from clipfast.train.resume import resume
+from clipfast.train.run_folder import Position, RunFolder, default_name
+
+logger = logging.getLogger("clipfast.train")
+
+_MAX_SKIPPED_IN_A_ROW = 10
+
+
+class Summary(NamedTuple):
+    """What a run leaves to its caller.
+
+    Attributes:
+        model: trained, in eval mode.
+        folder: the run's files.
+        losses: one per step taken in this call.
+        samples_per_second: over those steps, waiting for data included.
+        rejected: how many samples were replaced because they could not be used.
+    """
+
+    model: CLIP
+    folder: RunFolder
+    losses: list[float]
+    samples_per_second: float
+    rejected: int
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def train(args: argparse.Namespace) -> Summary:
+    """Trains as the flags say.
+
+    Args:
+        args: what `parse_args` returned.
+
+    Raises:
+        UserError: a mistake in flags or data, or a loss that stays non-finite.
+        Interrupted: SIGINT or SIGTERM came; the state was saved first.
+        OSError: a file cannot be written.
+    """
+    device = _device(args)
+    loss_backend = _loss_backend(args.backend, device)
+    shards = ShardSet(expand_shards(args.train_data))
+    torch.manual_seed(args.seed)
+    model = create_model(args.model, args.pretrained or None).to(device)
+    optimizer = adamw(
+        model, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, weight_decay=args.wd
+    )
+    engine = PlainEngine(model, optimizer, args.grad_clip_norm)
+    sampler = Sampler.of(len(shards), args.batch_size, args.workers, args.seed)
+
+    args.name = args.name or default_name(args)
+    folder = RunFolder(args.logs, args.name, resume=args.resume == "latest")
+    start, sampler = resume(args.resume, folder, engine, sampler)
+    folder.write_params(args)
+    with Monitor(
+        log=folder.log,
+        tensorboard=folder.tensorboard if args.report_to else None,
+        batch_size=args.batch_size,
+        steps_per_epoch=sampler.steps_per_epoch,
+        epochs=args.epochs,
+        samples=len(shards),
+        log_every=args.log_every_n_steps,
+    ) as monitor:
+        run = _Run(args, engine, shards, sampler, folder, monitor, device)
+        run.announce(start, loss_backend)
+        run.go(start)
+    return Summary(model.eval(), folder, monitor.losses, monitor.samples_per_second, run.rejected)
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu or cuda; got {args.device!r}") from None
+    if device.type == "cuda" and args.precision != "fp32":
+        raise UserError(
+            "--precision: this release computes in fp32 on a GPU; expected --precision fp32; "
+            f"got {args.precision}"
+        )
+    return device
+
+
+def _loss_backend(asked: str, device: torch.device) -> str:
+    """The backend that the loss will take, or a sentence before anything is written."""
+    features = torch.empty(1, 1, device=device)
+    reasons, auto = backends("contrastive_loss", features, features)
+    if asked == "auto":
+        assert auto is not None, reasons
+        return auto
+    if asked not in reasons:
+        raise UserError(f"--backend: expected one of auto, {', '.join(reasons)}; got {asked!r}")
+    if reasons[asked]:
+        raise UserError(f"--backend {asked}: {'; '.join(reasons[asked])}")
+    return asked
+
+
+class _Run:
+    """One call of `train`: its parts, and the loop over them."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        engine: PlainEngine,
+        shards: ShardSet,
+        sampler: Sampler,
+        folder: RunFolder,
+        monitor: Monitor,
+        device: torch.device,
+    ) -> None:
+        self.args, self.engine, self.shards, self.sampler = args, engine, shards, sampler
+        self.folder, self.monitor, self.device = folder, monitor, device
+        self.model = engine.model
+        self.normalize = Normalize(args.image_mean, args.image_std, device)
+        self.rejected = 0
+        self.skipped_in_a_row = 0
+        self.stop = _StopSignal()
+        self.loader = Loader(
+            shards,
+            sampler,
+            image_size=self.model.image_size,
+            context_length=self.model.context_length,
+            crop=RandomCrop(scale=tuple(args.aug_cfg.get("scale", (0.9, 1.0)))),
+            workers=args.workers,
+            on_rejected=self._on_rejected,
+        )
+
+    def announce(self, start: Position, loss_backend: str) -> None:
+        """Says at the start what will run on what."""
+        args, sampler = self.args, self.sampler
+        if self.device.type == "cpu" and args.precision == "amp":
+            logger.warning("--precision amp: a CPU computes in fp32")
+        parameters = sum(p.numel() for p in self.model.parameters())
+        logger.info(f"run: {self.folder.path}")
+        logger.info(f"model: {args.model}, {parameters:,} parameters, on {self.device}")
+        logger.info(
+            f"data: {len(self.shards):,} pairs in {len(self.shards.paths)} shards"
+            + f", {self.shards.incomplete:,} incomplete ones left out"
+            * bool(self.shards.incomplete)
+        )
+        logger.info(
+            f"steps: {args.epochs} epochs of {sampler.steps_per_epoch} steps of {args.batch_size}"
+        )
+        logger.info(f"loss: contrastive_loss, backend {loss_backend}")
+        if start != (0, 0):
+            logger.info(f"resuming: epoch {start.epoch}, step {start.step}")
+
+    def go(self, start: Position) -> None:
+        self.model.train()
+        first_step = start.step
+        with self.stop:
+            for epoch in range(start.epoch, self.args.epochs):
+                clock = Stopwatch()
+                for step, batch in enumerate(self.loader.epoch(epoch, first_step), first_step):
+                    self._step(epoch, step, batch, data_time=clock.lap(), clock=clock)
+                    self._after_step(Position(epoch, step + 1))
+                    clock.lap()
+                first_step = 0
+                self._after_epoch(epoch + 1)
+
+    def _step(
+        self, epoch: int, step: int, batch: Batch, *, data_time: float, clock: Stopwatch
+    ) -> None:
+        global_step = epoch * self.sampler.steps_per_epoch + step
+        lr = self._learning_rate(global_step)
+        image = self.model.encode_image(self.normalize(batch.images))
+        text = self.model.encode_text(batch.text.to(self.device))
+        logit_scale = self.model.logit_scale.exp()
+        loss = contrastive_loss(image, text, logit_scale, backend=self.args.backend)
+        if not math.isfinite(loss.item()):
+            self._skip(global_step, loss, image, text)
+            return
+        self.skipped_in_a_row = 0
+        self.engine.backward(loss)
+        self.engine.step(lr)
+        record = StepRecord(loss.item(), logit_scale.item(), lr, data_time, data_time + clock.lap())
+        self.monitor.step(epoch, step, record)
+
+    def _learning_rate(self, global_step: int) -> float:
+        args = self.args
+        if args.skip_scheduler:
+            return args.lr
+        return learning_rate(
+            global_step,
+            base=args.lr,
+            warmup=args.warmup,
+            total=args.epochs * self.sampler.steps_per_epoch,
+            decay=args.lr_scheduler == "cosine",
+        )
+
+    def _skip(self, global_step: int, loss: Tensor, image: Tensor, text: Tensor) -> None:
+        """Leaves the weights as they are; too often in a row is an end."""
+        bad = {n: int((~x.isfinite()).any(1).sum()) for n, x in (("image", image), ("text", text))}
+        what = (
+            f"step {global_step}: loss is {loss.item()}; of {len(image)} samples, features are not "
+            f"finite for {bad['image']} images and {bad['text']} texts"
+        )
+        self.skipped_in_a_row += 1
+        logger.warning(f"{what}; step skipped")
+        if self.skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{what}; expected a finite loss, got {_MAX_SKIPPED_IN_A_ROW} that are not in a "
+                f"row; stopped, the last checkpoint in {self.folder.path} stands"
+            )
+
+    def _after_step(self, done: Position) -> None:
+        global_step = done.epoch * self.sampler.steps_per_epoch + done.step
+        every = self.args.save_every_steps
+        if self.stop.requested or (every and global_step % every == 0):
+            self._save_state(global_step, done)
+        if self.stop.requested:
+            raise Interrupted(
+                f"stopped after step {global_step}, as asked; state saved, go on with "
+                f"--name {self.args.name} --resume latest"
+            )
+
+    def _save_state(self, global_step: int, done: Position) -> None:
+        order = {"samples": self.sampler.samples, "batch_size": self.sampler.batch_size}
+        order |= {"steps_per_epoch": self.sampler.steps_per_epoch, "seed": self.sampler.seed}
+        content = self.engine.state_dict() | {"order": order, "torch_rng": torch.get_rng_state()}
+        self.folder.save_state(global_step, done, content)
+
+    def _after_epoch(self, epochs_done: int) -> None:
+        args = self.args
+        often = args.save_frequency and epochs_done % args.save_frequency == 0
+        if often or epochs_done == args.epochs:
+            self.folder.save_epoch(epochs_done, self.engine.state_dict(), f"epoch_{epochs_done}.pt")
+        if args.save_most_recent:
+            self.folder.save_epoch(epochs_done, self.engine.state_dict(), "epoch_latest.pt")
+
+    def _on_rejected(self, rejected: Rejected) -> None:
+        self.rejected += 1
+        self.folder.quarantine(rejected)
+        sample = rejected.sample
+        logger.warning(f"sample {sample.key} in {sample.shard}: {rejected.reason}; replaced")
+
+
+class _StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request that the loop honours between two steps;
+    a second one ends the process as usual."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> None:
+        self._before = {s: signal.signal(s, self._request) for s in self._SIGNALS}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

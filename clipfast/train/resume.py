@@ -1,0 +1,60 @@
+"""Going on from a checkpoint: weights, optimizer and the place in the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfast.data.sampler import Sampler
+from clipfast.errors import UserError
+from clipfast.models.weights import load_weights, read_checkpoint
+from clipfast.train.engine import PlainEngine
+from clipfast.train.run_folder import Position, RunFolder, position_of
+
+
+def resume(
+    source: str | None, folder: RunFolder, engine: PlainEngine, sampler: Sampler
+) -> tuple[Position, Sampler]:
+    """Restores a run.
+
+    Args:
+        source: None starts afresh; "latest" is the furthest state or checkpoint in `folder`; else
+            the path of one, ours or open_clip's. A bare state dict gives weights only.
+        folder, engine, sampler: this run's.
+
+    Returns:
+        What is done already, and the sampler to go on with: steps per epoch are those of the
+        first start, whatever `--workers` says now.
+
+    Raises:
+        UserError: no such checkpoint, one that does not fit the model, or, inside an epoch, other
+            data, batch size or seed.
+    """
+    if source is None:
+        return Position(0, 0), sampler
+    path = folder.newest() if source == "latest" else Path(source)
+    if path.is_dir():
+        path = path / "state.pt"
+    checkpoint = read_checkpoint(path)
+    load_weights(engine.model, checkpoint["state_dict"], str(path))
+    if "optimizer" in checkpoint:
+        engine.load_optimizer(checkpoint["optimizer"])
+    if "torch_rng" in checkpoint:
+        torch.set_rng_state(checkpoint["torch_rng"])
+    if "order" in checkpoint:
+        sampler = _same_order(checkpoint["order"], sampler, path)
+    return position_of(checkpoint), sampler
+
+
+def _same_order(order: dict[str, Any], sampler: Sampler, path: Path) -> Sampler:
+    """The sampler that the state was saved under."""
+    for name in ("samples", "batch_size", "seed"):
+        if order[name] != getattr(sampler, name):
+            raise UserError(
+                f"--resume {path}: inside an epoch the order of the data must stay the same; "
+                f"expected {name.replace('_', ' ')} {order[name]}; got {getattr(sampler, name)}"
+            )
+    return dataclasses.replace(sampler, steps_per_epoch=order["steps_per_epoch"])

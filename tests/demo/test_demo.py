@@ -1,0 +1,88 @@
+"""The demo: its data is split as it says, and one command makes everything it names."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from clipfast.cli import main
+from clipfast.demo.dataset import DigitShards
+from clipfast.demo.digits import BACKGROUNDS, DIGIT_WORDS, INKS, UNSEEN
+from clipfast.errors import UserError
+
+
+def test_no_writing_is_in_both_train_and_test_and_no_unseen_pair_in_train(tmp_path):
+    shards = DigitShards(tmp_path, pairs=3000, image_size=16)
+    train, test, unseen = (shards.labels(split) for split in ("train", "test", "unseen"))
+    trained_writings = {label.writing for label in train}
+    assert trained_writings.isdisjoint(label.writing for label in test)
+    assert trained_writings.isdisjoint(label.writing for label in unseen)
+    assert UNSEEN.isdisjoint((label.digit, label.ink) for label in train)
+    assert UNSEEN.isdisjoint((label.digit, label.ink) for label in test)
+    assert {(label.digit, label.ink) for label in unseen} == UNSEEN
+    assert len(INKS) >= 6
+    assert len(BACKGROUNDS) >= 6
+    assert {label.digit for label in train} == set(range(10))
+    assert {label.ink for label in train} == set(INKS)
+
+
+def test_captions_name_digit_ink_and_background(digit_shards):
+    samples, labels = digit_shards.samples("train"), digit_shards.labels("train")
+    captions = set()
+    for row, label in enumerate(labels):
+        caption = samples.read(row).caption.decode()
+        captions.add(caption)
+        words = caption.replace(",", "").split()
+        assert DIGIT_WORDS[label.digit] in words or str(label.digit) in words
+        assert label.ink in words
+        assert label.background in words
+    assert len(captions) > 60
+
+
+def test_data_is_made_once_and_other_data_is_not_overwritten(tmp_path):
+    DigitShards(tmp_path, pairs=32, image_size=16)
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")}
+    DigitShards(tmp_path, pairs=32, image_size=16)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")} == made
+    with pytest.raises(UserError, match="holds digits made as .*'train': 32.*; expected .*64"):
+        DigitShards(tmp_path, pairs=64, image_size=16)
+
+
+def test_making_data_goes_on_after_an_interruption(tmp_path):
+    DigitShards(tmp_path, pairs=32, image_size=16)
+    (tmp_path / "digits.json").unlink()
+    (tmp_path / "test-000000.tar").unlink()
+    assert len(DigitShards(tmp_path, pairs=32, image_size=16).samples("test")) == 720
+
+
+def test_one_command_makes_metrics_and_pictures_and_says_where(tmp_path, tiny_model, capsys):
+    output = tmp_path / "out"
+    flags = ["--model", tiny_model, "--pairs", "64", "--batch-size", "32", "--epochs", "2"]
+    runs = []
+    for seed in ("0", "0", "1"):
+        command = ["demo", "--output", str(output), *flags, "--seed", seed]
+        assert main(command) == 0
+        runs.append(json.loads((output / "metrics.json").read_text()))
+    printed = capsys.readouterr().out
+    for name in ("metrics.json", "training.png", "contact_sheet.png"):
+        assert str(output / name) in printed
+    assert "in-distribution" in printed
+    assert runs[0]["zero_shot"].keys() == {"digit", "ink", "background", "unseen_combination"}
+    assert runs[0]["samples_per_second"] > 0
+    assert runs[0]["seconds"] > 0
+    for name in ("training.png", "contact_sheet.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 300
+    results = [(run["zero_shot"], run["final_loss"]) for run in runs]
+    assert results[0] == results[1], "the same seed gives the same metrics"
+    assert results[0] != results[2]
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_target(tmp_path):
+    assert main(["demo", "--output", str(tmp_path), "--seed", "0"]) == 0
+    zero_shot = json.loads((tmp_path / "metrics.json").read_text())["zero_shot"]
+    assert zero_shot["digit"] >= 0.95
+    assert zero_shot["ink"] >= 0.95
+    assert zero_shot["background"] >= 0.95
+    assert zero_shot["unseen_combination"] >= 0.85

@@ -1,0 +1,50 @@
+"""Flags have open_clip's names, defaults and meanings; a value that cannot be is named."""
+
+import sys
+
+import pytest
+
+from clipfast.errors import UserError
+from clipfast.train import parse_args
+
+SHARDS = ["--train-data", "x.tar"]
+
+
+@pytest.mark.parametrize("model", ["RN50", "ViT-B-32"])
+def test_defaults_equal_open_clips(model, monkeypatch):
+    open_clip_params = pytest.importorskip("open_clip_train.params")
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    theirs = vars(open_clip_params.parse_args([*SHARDS, "--model", model]))
+    ours = vars(parse_args([*SHARDS, "--model", model]))
+    own = {"backend", "save_every_steps"}
+    for name in ours.keys() - own:
+        assert ours[name] == theirs[name], name
+        assert type(ours[name]) is type(theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--batch-size", "0"], "--batch-size: expected at least 1; got 0"),
+        (["--epochs", "0"], "--epochs: expected at least 1; got 0"),
+        (["--lr", "-1"], "--lr: expected a positive number; got -1.0"),
+        (["--lr", "nan"], "--lr: expected a positive number; got nan"),
+        (["--beta2", "1"], "--beta2: expected 0 ≤ β2 < 1; got 1.0"),
+        (["--workers", "-2"], "--workers: expected at least 0; got -2"),
+        (["--log-every-n-steps", "0"], "--log-every-n-steps: expected at least 1; got 0"),
+        (["--aug-cfg", "scale=(0.9, 1.5)"], r"--aug-cfg: scale: expected 0 < low"),
+        (["--aug-cfg", "color_jitter=0.4"], r"--aug-cfg: expected scale=.*; got color_jitter"),
+        (["--report-to", "wandb"], "--report-to: expected tensorboard; got 'wandb'"),
+    ],
+)
+def test_a_value_out_of_range_is_named(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_args([*SHARDS, *flags])
+
+
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--epochs", "many"], ["--batch", "3"]])
+def test_unknown_flags_and_unreadable_values_exit_with_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args([*SHARDS, *flags])
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err

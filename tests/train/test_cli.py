@@ -1,0 +1,123 @@
+"""The command line: every mistake is one sentence on stderr, exit code 2, and no traceback."""
+
+import os
+import shutil
+
+import pytest
+
+from clipfast.cli import main
+
+
+@pytest.fixture
+def flags(digit_shards, tiny_model, tmp_path):
+    return {
+        "--train-data": digit_shards.train_pattern,
+        "--model": tiny_model,
+        "--batch-size": "16",
+        "--epochs": "1",
+        "--workers": "1",
+        "--precision": "fp32",
+        "--logs": str(tmp_path / "logs"),
+        "--name": "a",
+    }
+
+
+def words(flags):
+    return [word for pair in flags.items() for word in pair]
+
+
+def failure(capsys, *arguments):
+    """The one sentence that the command prints before it returns 2."""
+    assert main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "sentence"),
+    [
+        ("--model", "ViT-Z-1", "clipfast train: model: expected a .json file or one of RN50"),
+        ("--train-data", "nowhere/{0..3}.tar", "clipfast train: shard nowhere/0.tar: no such file"),
+        ("--batch-size", "0", "clipfast train: --batch-size: expected at least 1; got 0"),
+        ("--device", "tpu!", "clipfast train: --device: expected cpu or cuda; got 'tpu!'"),
+        ("--resume", "none.pt", "clipfast train: checkpoint none.pt: no such file"),
+        ("--resume", "latest", "clipfast train: --resume latest: no checkpoint in"),
+        ("--pretrained", "none.pt", "clipfast train: checkpoint none.pt: no such file"),
+        ("--logs", "/proc/nothing", "clipfast train: /proc/nothing"),
+    ],
+)
+def test_a_mistake_in_a_flag(flags, capsys, flag, value, sentence):
+    assert sentence in failure(capsys, "train", *words(flags | {flag: value}))
+
+
+def test_an_unknown_backend_is_named_before_anything_is_written(flags, capsys, tmp_path):
+    sentence = failure(capsys, "train", *words(flags | {"--backend": "fast"}))
+    assert "backend: expected one of auto, cpu, reference" in sentence
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_is_not_overwritten(flags, capsys, tmp_path):
+    (tmp_path / "logs" / "a").mkdir(parents=True)
+    (tmp_path / "logs" / "a" / "out.log").write_text("precious")
+    assert "already holds a run" in failure(capsys, "train", *words(flags))
+    assert (tmp_path / "logs" / "a" / "out.log").read_text() == "precious"
+
+
+def test_a_truncated_shard(flags, capsys, tmp_path):
+    whole = flags["--train-data"].split("::")[0]
+    cut = shutil.copy(whole, str(tmp_path / "cut.tar"))
+    os.truncate(cut, os.path.getsize(cut) // 2)
+    sentence = failure(capsys, "train", *words(flags | {"--train-data": cut}))
+    assert "cut.tar: truncated" in sentence
+
+
+def test_a_faulty_model_file(flags, capsys, tmp_path):
+    for content, expected in (
+        ("{", "expected a JSON model configuration"),
+        ("{}", "expected the fields embed_dim, vision_cfg and text_cfg"),
+        (
+            '{"embed_dim": 8, "vision_cfg": {"depth": 3}, "text_cfg": {}}',
+            "got depth",
+        ),
+    ):
+        (tmp_path / "model.json").write_text(content)
+        sentence = failure(
+            capsys, "train", *words(flags | {"--model": str(tmp_path / "model.json")})
+        )
+        assert expected in sentence
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_half_checkpoint(flags, capsys, tmp_path):
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs to mount a small tmpfs")
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.system(f"mount -t tmpfs -o size=2m tmpfs {small} 2>/dev/null"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        arguments = ["train", *words(flags | {"--logs": str(small)})]
+        assert main(arguments) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert not list((small / "a" / "checkpoints").iterdir())
+    finally:
+        os.system(f"umount {small}")
+
+
+def test_unknown_commands_are_listed_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fly"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "demo" in error
+    assert "doctor" in error
+
+
+def test_doctor_prints_every_part_and_backend_and_exits_0(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("torch", "Triton", "CUDA", "DALI", "DeepSpeed", "flash-attn", "apex"):
+        assert part in printed
+    for backend in ("cpu", "reference", "triton"):
+        assert backend in printed
