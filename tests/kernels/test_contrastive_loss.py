@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipfast_kernels import backends, contrastive_loss
+from clipfast_kernels.ops.contrastive import reference
 from tolerance import assert_within_tolerance
 
 NATIVE = [name for name, why in backends("contrastive_loss").reasons.items() if not why]
@@ -36,7 +37,21 @@ def check(backend, image, text, scale, dtype=torch.float32, **options):
     actual = value_and_gradients(image, text, scale, dtype, backend, **options)
     low = value_and_gradients(image, text, scale, dtype, "reference", **options)
     exact = value_and_gradients(image, text, scale, torch.float64, "reference", **options)
-    assert_within_tolerance(actual, low, exact, NAMES)
+    sizes = {"d_logit_scale": scale_gradient_terms(image, text, scale, **options)}
+    assert_within_tolerance(actual, low, exact, NAMES, sizes)
+
+
+def scale_gradient_terms(image, text, scale, normalize=True, ids=None, label_smoothing=0.0):
+    """Σ|G_ij cos_ij|, the terms whose sum is the scale's gradient, in float64."""
+    image, text = image.double(), text.double()
+    if normalize:
+        image, text = reference.unit_rows(image), reference.unit_rows(text)
+    cosines = image @ text.T
+    logits = (scale * cosines).requires_grad_()
+    kept = reference.kept_pairs(logits, ids)
+    loss = sum(reference.one_direction(x, kept, label_smoothing) for x in (logits, logits.T)) / 2
+    loss.backward()
+    return (logits.grad * cosines).abs().sum().item()
 
 
 def test_the_reference_is_the_textbook_formula():
@@ -242,3 +257,28 @@ def test_a_wrong_argument_is_named_with_what_was_expected(change, sentence):
     } | change
     with pytest.raises((TypeError, ValueError), match=sentence):
         contrastive_loss(**arguments)
+
+
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_keeps_the_tolerance(level):
+    from clipfast_kernels import _C
+
+    before = _C.get_simd_level()
+    try:
+        _C.set_simd_level(level)
+    except ValueError:
+        pytest.skip(f"this processor has no {level}")
+    try:
+        for n, d in [(1, 3), (7, 5), (17, 33), (129, 100)]:
+            check("cpu", *features(n, d), 100.0)
+            check("cpu", *features(n, d, size=10.0), 1.0, normalize=False)
+            ids = torch.arange(n) // 3
+            check("cpu", *features(n, d), 14.3, ids=ids, label_smoothing=0.1)
+    finally:
+        _C.set_simd_level(before)
+
+
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
+def test_more_pairs_than_one_tile_holds():
+    check("cpu", *features(2100, 16), 50.0)

@@ -25,7 +25,7 @@ def randomise_batch_norms(model: nn.Module) -> None:
 
 
 def results(model, dtype, training):
-    """Features, loss, every gradient and every BatchNorm statistic after one forward and backward."""
+    """Features, loss, every gradient and every BatchNorm statistic of one step."""
     model = copy.deepcopy(model).to(dtype).train(training)
     images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(dtype)
     text = open_clip.get_tokenizer("ViT-B-32")(CAPTIONS)

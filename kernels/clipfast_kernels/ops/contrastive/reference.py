@@ -35,16 +35,22 @@ def contrastive_loss(
     if normalize:
         image, text = unit_rows(image), unit_rows(text)
     logits_NN = logit_scale.to(dtype).reshape(()) * (image @ text.T)
-    kept = torch.ones_like(logits_NN, dtype=torch.bool)
-    if ids is not None:
-        kept = (ids[:, None] != ids[None, :]) | torch.eye(len(ids), dtype=torch.bool).to(ids.device)
+    kept = kept_pairs(logits_NN, ids)
     return (
-        _one_direction(logits_NN, kept, label_smoothing)
-        + _one_direction(logits_NN.T, kept, label_smoothing)
+        one_direction(logits_NN, kept, label_smoothing)
+        + one_direction(logits_NN.T, kept, label_smoothing)
     ) / 2
 
 
-def _one_direction(logits_NN: Tensor, kept_NN: Tensor, label_smoothing: float) -> Tensor:
+def kept_pairs(logits_NN: Tensor, ids: Tensor | None) -> Tensor:
+    """(N, N) bool: the own pair, and all whose ids differ."""
+    if ids is None:
+        return torch.ones_like(logits_NN, dtype=torch.bool)
+    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+    return own | (ids[:, None] != ids[None, :])
+
+
+def one_direction(logits_NN: Tensor, kept_NN: Tensor, label_smoothing: float) -> Tensor:
     """mean_i of LSE_j S_ij − (1−ε) S_ii − ε mean_j S_ij over the kept columns j."""
     lse = logits_NN.masked_fill(~kept_NN, -torch.inf).logsumexp(dim=1)
     over_kept = (logits_NN * kept_NN).sum(dim=1) / kept_NN.sum(dim=1)

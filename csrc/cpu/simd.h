@@ -1,0 +1,195 @@
+// Vectors for the epilogues, in plain arithmetic on GNU vector types, compiled once per instruction
+// set.
+//
+// A file of vector code includes this header once per level, after `#define SIMD_LEVEL n`, and
+// writes its functions with SIMD_FUNCTION inside `namespace clipfast::SIMD_NAMESPACE`. The
+// extension is built for the baseline machine; only the functions of a level carry its instruction
+// set, and which level runs is decided at run time (simd_level()).
+//   0  baseline, float      1  AVX2 + FMA, float      2  AVX-512, float      3  baseline, double
+//   (exact, not fast)
+#ifndef CLIPFAST_SIMD_COMMON
+#define CLIPFAST_SIMD_COMMON
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CLIPFAST_X86 1
+#include <immintrin.h>
+#else
+#define CLIPFAST_X86 0
+#endif
+
+namespace clipfast {
+
+enum class SimdLevel { kBaseline, kAvx2, kAvx512 };
+
+// The level in use: the best one this machine has, unless a test asked for a lower one.
+SimdLevel simd_level();
+
+}  // namespace clipfast
+
+#endif  // CLIPFAST_SIMD_COMMON
+
+#undef SIMD_NAMESPACE
+#undef SIMD_REAL
+#undef SIMD_INT
+#undef SIMD_BYTES
+#undef SIMD_TARGET
+#if SIMD_LEVEL == 0
+#define SIMD_NAMESPACE baseline_float
+#define SIMD_REAL float
+#define SIMD_INT int32_t
+#define SIMD_BYTES 16
+#define SIMD_TARGET
+#elif SIMD_LEVEL == 1
+#define SIMD_NAMESPACE avx2_float
+#define SIMD_REAL float
+#define SIMD_INT int32_t
+#define SIMD_BYTES 32
+#define SIMD_TARGET __attribute__((target("avx2,fma")))
+#elif SIMD_LEVEL == 2
+#define SIMD_NAMESPACE avx512_float
+#define SIMD_REAL float
+#define SIMD_INT int32_t
+#define SIMD_BYTES 64
+#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#elif SIMD_LEVEL == 3
+#define SIMD_NAMESPACE baseline_double
+#define SIMD_REAL double
+#define SIMD_INT int64_t
+#define SIMD_BYTES 16
+#define SIMD_TARGET
+#endif
+
+#undef SIMD_FUNCTION
+#undef SIMD_INLINE
+#define SIMD_FUNCTION SIMD_TARGET static
+#define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
+
+namespace clipfast::SIMD_NAMESPACE {
+
+using Real = SIMD_REAL;
+using Int = SIMD_INT;
+typedef Real Vec __attribute__((vector_size(SIMD_BYTES)));
+typedef Int IntVec
+    __attribute__((vector_size(SIMD_BYTES)));  // also the result of a comparison: 0 or -1 per lane
+constexpr int kLanes = SIMD_BYTES / sizeof(Real);
+constexpr Real kLowest = std::numeric_limits<Real>::lowest();
+
+SIMD_INLINE Vec splat(Real value) { return Vec{} + value; }
+
+SIMD_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+
+SIMD_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+// Loads n <= kLanes values; the lanes beyond hold `fill`. With n a constant kLanes this is one
+// instruction.
+SIMD_INLINE Vec load(const Real* from, int n, Real fill = 0) {
+    Vec v;
+    if (n == kLanes) {
+        std::memcpy(&v, from, sizeof(v));
+    } else {
+        v = splat(fill);
+        for (int l = 0; l < n; ++l) v[l] = from[l];
+    }
+    return v;
+}
+
+SIMD_INLINE IntVec load_int(const int32_t* from, int n, int32_t fill) {
+    IntVec v = IntVec{} + static_cast<Int>(fill);
+    if (n == kLanes && sizeof(Int) == sizeof(int32_t)) {
+        std::memcpy(&v, from, sizeof(v));
+    } else {
+        for (int l = 0; l < n; ++l) v[l] = from[l];
+    }
+    return v;
+}
+
+SIMD_INLINE void store(Real* to, Vec v, int n) {
+    if (n == kLanes) {
+        std::memcpy(to, &v, sizeof(v));
+    } else {
+        for (int l = 0; l < n; ++l) to[l] = v[l];
+    }
+}
+
+SIMD_INLINE Real sum(Vec v) {
+    Real total = 0;
+    for (int l = 0; l < kLanes; ++l) total += v[l];
+    return total;
+}
+
+SIMD_INLINE Real largest(Vec v) {
+    Real best = v[0];
+    for (int l = 1; l < kLanes; ++l) best = v[l] > best ? v[l] : best;
+    return best;
+}
+
+// a·b + c with one rounding. Without a fused instruction the double of a float's width is as good.
+SIMD_INLINE Vec fused(Vec a, Vec b, Vec c) {
+#if SIMD_LEVEL == 2
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SIMD_LEVEL == 1
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif SIMD_LEVEL == 0 && !defined(__FP_FAST_FMAF)
+    for (int l = 0; l < kLanes; ++l) c[l] = static_cast<Real>(double(a[l]) * b[l] + c[l]);
+    return c;
+#elif defined(__FP_FAST_FMAF)
+    for (int l = 0; l < kLanes; ++l) c[l] = std::fma(a[l], b[l], c[l]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+// A number as an unevaluated a·b + low, so that its rounding does not reach an exponential of it.
+struct Product {
+    Vec a, b, low;
+};
+
+// e^z · 2^-halvings for z < (halvings + 127) ln2. Float: within 2 ulp, 0 where the result would be
+// denormal; double: the C library's. z = k ln2 + r with |r| <= ln2/2; e^r by a polynomial of
+// relative error 4e-9 (our own minimax fit, degree 6). A common reference that is a multiple of ln2
+// costs no rounding this way.
+SIMD_INLINE Vec exponential(Product z, int halvings) {
+    const Vec estimate = z.a * z.b;
+#if SIMD_LEVEL == 3
+    Vec result{};
+    for (int l = 0; l < kLanes; ++l) {
+        result[l] = std::ldexp(std::exp(estimate[l] + z.low[l]), -halvings);
+    }
+    return result;
+#else
+    const IntVec vanishes = estimate < splat((halvings - 125.5f) * 0.69314718f);
+    // Adding 1.5 * 2^23 leaves round(z / ln2) in the low bits of the mantissa.
+    const Vec shifter = splat(12582912.0f);
+    const Vec shifted = fused(estimate, splat(1.44269504f), shifter);
+    const Vec k = shifted - shifter;
+    // ln2 in two parts: the first has 10 bits, so that k times it is exact.
+    Vec r = fused(z.a, z.b, k * -0.693359375f);
+    r = fused(k, splat(0.00021219444170128554f), r) + z.low;
+    Vec p = fused(r, splat(0.0013814540579915047f), splat(0.00836874544620514f));
+    p = fused(p, r, splat(0.04166838899254799f));
+    p = fused(p, r, splat(0.1666652113199234f));
+    p = fused(p, r, splat(0.4999999403953552f));
+    p = fused(p, r, splat(1.0f));
+    p = fused(p, r, splat(1.0f));
+    IntVec bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits - (0x4b400000 - 127 + halvings)) << 23;  // 0x4b400000 are the bits of the shifter
+    Vec power;
+    std::memcpy(&power, &bits, sizeof(power));
+    return select(vanishes, Vec{}, p * power);
+#endif
+}
+
+// e^(z - reference), the reference in two parts.
+SIMD_INLINE Vec exponential_against(Product z, Vec reference, Vec reference_low) {
+    const Vec x = fused(z.a, z.b, -reference) + (z.low - reference_low);
+    return exponential({x, splat(1), Vec{}}, 0);
+}
+
+}  // namespace clipfast::SIMD_NAMESPACE

@@ -1,0 +1,180 @@
+"""Adds the one compiled extension, ``clipfast_kernels._C``, to what pyproject.toml says.
+
+The extension is optional: without torch or a working C++ compiler at build time, or if our own
+source does not compile, the install succeeds without it. The reason is printed and left in
+``clipfast_kernels/_build.json``, where ``clipfast doctor`` finds it.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NAME = "clipfast_kernels._C"
+RECORD = "_build.json"
+SOURCES = ["csrc/extension.cpp", "csrc/cpu/contrastive.cpp"]
+HEADERS = [
+    "csrc/cpu/contrastive_prepare.h",
+    "csrc/cpu/contrastive_tile.h",
+    "csrc/cpu/simd.h",
+    "csrc/cpu/sweep.h",
+]
+# torch's stable ABI of 2.10 and Python's of 3.11: one binary for these and everything newer.
+TORCH_MINIMUM = (2, 10)
+MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030B0000")]
+# No -march: the kernels choose their instruction set when they run. -Wno-psabi: vectors wider than
+# the baseline's are only passed between functions that are inlined.
+FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wno-psabi", "-g0"]
+# Outlives an editable install's temporary folders: unchanged sources are not compiled again.
+CACHE = Path("build/extension")
+
+
+class Skipped(Exception):
+    """Why the extension cannot be built, in one sentence without a full stop."""
+
+
+class BuildOptional(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # of an earlier build, that may have had other sources
+        outcome, reason = "built", "it was built"
+        try:
+            self._build(ext, target)
+        except Skipped as why:
+            outcome, reason = "skipped", str(why)
+            self._announce(reason)
+        record = json.dumps({"extension": outcome, "reason": reason}, indent=2) + "\n"
+        target.with_name(RECORD).write_text(record, encoding="utf-8")
+
+    def _build(self, ext: Extension, target: Path) -> None:
+        if self.compiler.compiler_type != "unix":
+            raise Skipped("the extension builds with GCC or Clang, and this is neither")
+        torch = find_torch()
+        compiler = find_compiler(self.compiler.compiler_so_cxx)
+        cached = CACHE / f"{build_key(torch, compiler)}{target.suffix}"
+        if cached.exists():
+            shutil.copyfile(cached, target)
+            return
+        ext.include_dirs = [str(torch / "include")]
+        ext.library_dirs = [str(torch / "lib")]
+        try:
+            super().build_extension(ext)
+        except Exception as error:  # setuptools and its vendored distutils raise many kinds
+            check_compiler_works(compiler)
+            raise Skipped(
+                f"clipfast's own C++ source does not compile or link with {compiler}, "
+                f"please report it ({one_line(error)})"
+            ) from error
+        CACHE.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(target, cached)
+
+    def _announce(self, reason: str) -> None:
+        line = "*" * 78
+        message = f"clipfast: the compiled CPU kernels are skipped: {reason}."
+        print(line, message, line, sep="\n", file=sys.stderr)
+
+    def _made(self) -> list[Path]:
+        """The extension and its record, as far as this build made them."""
+        package = Path(self.build_lib, "clipfast_kernels")
+        candidates = [package / Path(self.get_ext_filename(NAME)).name, package / RECORD]
+        return [path for path in candidates if path.exists()]
+
+    # The rest tells setuptools that there is a record and may be no extension. `inplace` means an
+    # editable install, which uses the files of the source tree.
+
+    def _in_source(self, name: str) -> Path:
+        build_py = self.get_finalized_command("build_py")
+        return Path(build_py.get_package_dir("clipfast_kernels"), name)
+
+    def copy_extensions_to_source(self) -> None:
+        # Built from sources that may have changed since, an old one must not stand in for this one.
+        for stale in self._in_source("").glob("_C.*"):
+            stale.unlink()
+        for path in self._made():
+            shutil.copyfile(path, self._in_source(path.name))
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in self._made()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.inplace:
+            return {}
+        return {str(path): str(self._in_source(path.name)) for path in self._made()}
+
+
+def find_torch() -> Path:
+    """torch's folder, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise Skipped("torch was not there at build time (pip's build isolation hides it)")
+    folder = Path(spec.origin).parent
+    version = re.match(r"(\d+)\.(\d+)", read_version(folder))
+    if version is None or tuple(map(int, version.groups())) < TORCH_MINIMUM:
+        expected = ".".join(map(str, TORCH_MINIMUM))
+        raise Skipped(f"torch {expected} or newer was expected, got {read_version(folder)}")
+    return folder
+
+
+def read_version(torch: Path) -> str:
+    text = (torch / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", text)
+    return found.group(1) if found else "unknown"
+
+
+def find_compiler(command: list[str]) -> str:
+    path = shutil.which(command[0])
+    if path is None:
+        raise Skipped(f"no C++ compiler: {command[0]!r} was not found")
+    return path
+
+
+def check_compiler_works(compiler: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text("#include <vector>\nint main() { return std::vector<int>(1)[0]; }\n")
+        command = [compiler, "-std=c++17", str(source), "-o", str(source.with_suffix(""))]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise Skipped(f"{compiler} cannot compile a small C++ program ({one_line(result.stderr)})")
+
+
+def build_key(torch: Path, compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    key = hashlib.sha256(
+        repr((sys.platform, FLAGS, MACROS, read_version(torch))).encode() + version
+    )
+    for path in [*SOURCES, *HEADERS]:
+        key.update(Path(path).read_bytes())
+    return key.hexdigest()[:16]
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            NAME,
+            SOURCES,
+            depends=HEADERS,
+            define_macros=MACROS,
+            extra_compile_args=FLAGS,
+            libraries=["torch_cpu"],
+            language="c++",
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildOptional},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
