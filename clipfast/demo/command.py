@@ -62,10 +62,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="DIR", help="where the shards are, or are made (default: OUTPUT/data)")
     add("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)")
     add("--model", default="digits-conv", help="a built-in model or a .json configuration")
-    add("--pairs", type=int, default=8000, help="training pairs to draw (default 8000)")
-    add("--epochs", type=int, default=12)
+    add("--pairs", type=int, default=16000, help="training pairs to draw (default 16000)")
+    add("--epochs", type=int, default=9)
     add("--batch-size", type=int, default=128)
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=2e-3)
+    add("--wd", type=float, default=2.0, help="weight decay (default 2)")
     args = parser.parse_args(arguments)
     if args.pairs < args.batch_size:
         raise UserError(
@@ -82,6 +83,9 @@ def _train_flags(args: argparse.Namespace, shards: DigitShards, output: Path) ->
         "--epochs": args.epochs,
         "--batch-size": args.batch_size,
         "--lr": args.lr,
+        "--wd": args.wd,
+        "--beta2": 0.98,
+        "--eps": 1e-6,
         "--warmup": 100,
         "--seed": args.seed,
         "--workers": 1,

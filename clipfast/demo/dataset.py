@@ -17,7 +17,7 @@ from clipfast.errors import UserError
 
 _SHARD = 1000
 _JPEG_QUALITY = 92
-_TEST_PAIRS = 720
+_TEST_PAIRS = 1440
 _SEED = 0
 
 

@@ -52,7 +52,7 @@ def test_making_data_goes_on_after_an_interruption(tmp_path):
     DigitShards(tmp_path, pairs=32, image_size=16)
     (tmp_path / "digits.json").unlink()
     (tmp_path / "test-000000.tar").unlink()
-    assert len(DigitShards(tmp_path, pairs=32, image_size=16).samples("test")) == 720
+    assert len(DigitShards(tmp_path, pairs=32, image_size=16).samples("test")) == 1440
 
 
 def test_one_command_makes_metrics_and_pictures_and_says_where(tmp_path, tiny_model, capsys):
