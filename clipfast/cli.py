@@ -21,10 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="clipfast",
         description="Faster CLIP training.",
-        epilog="\n".join(f"  {name:8} {summary}" for name, (_, summary) in _COMMANDS.items()),
+        epilog="commands:\n"
+        + "\n".join(f"  {name:8} {summary}" for name, (_, summary) in _COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do")
     command = parser.parse_args(arguments[:1]).command
     try:
         return _COMMANDS[command][0](arguments[1:])

@@ -37,7 +37,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (255, 230, 70),
     "pink": (255, 175, 200),
     "grey": (180, 180, 182),
-    "orange": (255, 165, 60),
+    "peach": (255, 180, 115),
     "turquoise": (95, 220, 215),
 }
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

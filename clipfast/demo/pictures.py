@@ -27,9 +27,8 @@ def save_training_curve(
     window = max(1, steps_per_epoch // 2)
     if len(losses) > window:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(
-            epochs[window - 1 :], mean, color=_LINE, linewidth=2, label="mean of half an epoch"
-        )
+        middle = epochs[window // 2 :][: len(mean)]
+        axes.plot(middle, mean, color=_LINE, linewidth=2, label="mean of half an epoch")
     chance = math.log(batch_size)
     axes.axhline(chance, color=_GREY, linestyle=":", linewidth=1)
     axes.text(
@@ -58,7 +57,7 @@ def save_contact_sheet(
     digit, ink and background that are there."""
     columns = 4
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(4.1 * columns, 2.5 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(4.1 * columns, 2.75 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle("Held-out writing, and the three sentences that the model finds most similar")
     grid = figure.subplots(rows, columns, squeeze=False).flat

@@ -264,9 +264,9 @@ def test_a_wrong_argument_is_named_with_what_was_expected(change, sentence):
 def test_every_instruction_set_keeps_the_tolerance(level):
     from clipfast_kernels import _C
 
-    before = _C.get_simd_level()
+    before = _C.simd_level()
     try:
-        _C.set_simd_level(level)
+        _C._set_simd_level(level)
     except ValueError:
         pytest.skip(f"this processor has no {level}")
     try:
@@ -276,7 +276,7 @@ def test_every_instruction_set_keeps_the_tolerance(level):
             ids = torch.arange(n) // 3
             check("cpu", *features(n, d), 14.3, ids=ids, label_smoothing=0.1)
     finally:
-        _C.set_simd_level(before)
+        _C._set_simd_level(before)
 
 
 @pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
