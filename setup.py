@@ -71,8 +71,8 @@ class BuildOptional(build_ext):
         except Exception as error:  # setuptools and its vendored distutils raise many kinds
             check_compiler_works(compiler)
             raise Skipped(
-                f"clipfast's own C++ source does not compile or link with {compiler}, whose messages "
-                "`pip install -v` shows; please report them"
+                f"clipfast's own C++ source does not compile or link with {compiler}, "
+                "whose messages `pip install -v` shows; please report them"
             ) from error
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(target, cached)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command and its flags; None takes the process's own.
     """
+    # Before torch loads OpenMP: threads that wait for each other sleep instead of spinning. Where
+    # anything else wants a core, our own decoding threads for one, spinning costs up to 15 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         prog="clipfast",
