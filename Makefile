@@ -26,9 +26,8 @@ demo: $(VENV)/.installed
 doctor: $(VENV)/.installed
 	$(RUN) -m clipfast doctor
 
-# As the command line does: OpenMP's threads sleep while they wait, so tests that run two processes
-# do not spin against each other.
-test test-slow: export OMP_WAIT_POLICY = PASSIVE
+# As the command line does for itself: tests that run two processes must not spin against each other.
+test test-slow: export GOMP_SPINCOUNT = 5000
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow" $(ARGS)

@@ -144,7 +144,8 @@ def check_compiler_works(compiler: str) -> None:
         command = [compiler, "-std=c++17", str(source), "-o", str(source.with_suffix(""))]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise Skipped(f"{compiler} cannot compile a small C++ program ({one_line(result.stderr)})")
+        why = one_line(result.stderr) or "without a message"
+        raise Skipped(f"{compiler} cannot compile a small C++ program ({why})")
 
 
 def build_key(torch: Path, compiler: str) -> str:

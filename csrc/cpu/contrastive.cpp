@@ -1,22 +1,19 @@
-// Computes: the softmax contrastive (CLIP) loss over N pairs and its gradient, without an N×N
-// array.
+// Computes: the softmax contrastive (CLIP) loss over N pairs and its gradient, with no N×N array.
 //     x̂ = x/‖x‖ (or x), z = s · x̂ ŷᵀ; A_i = {j : j == i or ids_j != ids_i}; w_i = ε/|A_i|
 //     Lr_i = log Σ_{j∈A_i} e^{z_ij}, Lc_j = log Σ_{i∈A_j} e^{z_ij}
 //     loss = [Σ_i (Lr_i + Lc_i - 2(1-ε) z_ii) - Σ_{allowed} z_ij (w_i + w_j)] / 2N
-//     G_ij = [e^{z_ij-Lr_i} + e^{z_ij-Lc_j} - 2(1-ε)δ_ij - w_i - w_j] / 2N on allowed pairs, 0
-//     elsewhere d_x̂ = s G ŷ, d_ŷ = s Gᵀ x̂, d_x = (d_x̂ - (x̂·d_x̂) x̂)/‖x‖, d_s = Σ_i x̂_i · (G ŷ)_i
+//     G_ij = [e^{z_ij-Lr_i} + e^{z_ij-Lc_j} - 2(1-ε)δ_ij - w_i - w_j] / 2N where allowed, else 0
+//     d_x̂ = s G ŷ, d_ŷ = s Gᵀ x̂, d_x = (d_x̂ - (x̂·d_x̂) x̂)/‖x‖, d_s = Σ_i x̂_i · (G ŷ)_i
 // Owns: one process's whole batch; a task owns a chunk of rows of one tile (sweep.h).
-// FLOPs: 2 N² D forward, 6 N² D backward (the logits again, then two products), and one or two
-// exponentials per pair
-//     and direction of travel.
-// Bytes: the features are read once per tile row or column; 1 tile (16 MiB) and O(N) vectors beyond
-// inputs and outputs.
-//     Neither normalised features nor scaled ones are ever stored: the inverse norms enter in the
-//     epilogues.
+// FLOPs: 2 N² D forward, 6 N² D backward (the logits again, then two products); one exponential
+//     per pair in each, or two where one reference does not serve all (contrastive_tile.h).
+// Bytes: the features once per row or column of tiles. Beyond inputs and outputs one tile (16 MiB
+//     in float) and O(N) vectors: the inverse norms enter in the epilogues, so that neither
+//     normalised nor scaled features are stored.
 // Accumulates in: float products (torch's mm), float within a tile's row, double across tiles.
-// Deterministic: yes; every sum has one owner and a fixed order. torch's mm may depend on the
-// number of threads. Source: Radford et al. 2021 (arXiv 2103.00020), section 2.3, with the
-// log-sum-exp tiling of Inf-CL (arXiv 2410.17243).
+// Deterministic: yes; every sum has one owner and a fixed order. Only torch's mm may depend on the
+//     number of threads.
+// Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; tiles as in Inf-CL (arXiv 2410.17243).
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,14 +1,11 @@
-// The epilogues of the contrastive loss on a chunk of rows of a tile, once per SIMD_LEVEL (see
-// simd.h).
+// The epilogues of the contrastive loss on a chunk of rows of a tile, once per SIMD_LEVEL (simd.h).
 //
-// A tile comes in as raw dot products d_ij = <x_i, y_j>; the logit is z_ij = row_factor_i ·
-// col_factor_j · d_ij, with both factors known beyond a float's precision, so that a logit of 100
-// is no less exact than its dot product. A pair is allowed when its groups differ. That also takes
-// out the diagonal, which contrastive.cpp adds by itself: kept apart, it gives a loss without
-// cancellation.
-//   "shared"   one exponential e^{z-c} against a common reference c = halvings · ln2 serves rows
-//   and columns "running"  rows and columns each against their own maximum; two exponentials, right
-//   for any logits
+// A tile comes in as raw dot products d_ij = <x_i, y_j>. The logit is z_ij = row_i · col_j · d_ij,
+// with both factors known beyond a float's precision, so that a logit of 100 is no less exact than
+// its dot product. A pair is allowed when its groups differ. That also takes out the diagonal, which
+// contrastive.cpp adds by itself: kept apart, it gives a loss without cancellation.
+//   shared   one exponential e^{z-c} serves rows and columns; c = halvings · ln2
+//   running  rows and columns each against their own maximum: two exponentials, for any logits
 #ifndef CLIPFAST_CONTRASTIVE_TILE_COMMON
 #define CLIPFAST_CONTRASTIVE_TILE_COMMON
 

@@ -5,8 +5,10 @@
 // writes its functions with SIMD_FUNCTION inside `namespace clipfast::SIMD_NAMESPACE`. The
 // extension is built for the baseline machine; only the functions of a level carry its instruction
 // set, and which level runs is decided at run time (simd_level()).
-//   0  baseline, float      1  AVX2 + FMA, float      2  AVX-512, float      3  baseline, double
-//   (exact, not fast)
+//   0  baseline, float
+//   1  AVX2 and FMA, float
+//   2  AVX-512, float
+//   3  baseline, double (exact, not fast)
 #ifndef CLIPFAST_SIMD_COMMON
 #define CLIPFAST_SIMD_COMMON
 
