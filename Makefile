@@ -36,7 +36,8 @@ test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow $(ARGS)
 
 bench: $(VENV)/.dev
-	$(RUN) -m pytest bench $(ARGS)
+	mkdir -p bench/results
+	$(RUN) -m pytest bench --benchmark-json=bench/results/latest.json $(ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check
@@ -60,7 +61,7 @@ $(VENV)/.made:
 
 $(VENV)/.torch: $(VENV)/.made
 	@echo "set-up 2/4: torch (some minutes; about 3 GB)"
-	$(PIP) "torch>=2.10" "torchvision>=0.25"
+	$(PIP) "setuptools>=77" "torch>=2.10" "torchvision>=0.25"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)

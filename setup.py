@@ -8,10 +8,12 @@ source does not compile, the install succeeds without it. The reason is printed 
 import hashlib
 import importlib.util
 import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -134,6 +136,8 @@ def find_compiler(command: list[str]) -> str:
     path = shutil.which(command[0])
     if path is None:
         raise Skipped(f"no C++ compiler: {command[0]!r} was not found")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise Skipped("Python's own headers are not there (Debian's package python3-dev has them)")
     return path
 
 
@@ -151,7 +155,8 @@ def check_compiler_works(compiler: str) -> None:
 def build_key(torch: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     key = hashlib.sha256(
-        repr((sys.platform, FLAGS, MACROS, read_version(torch))).encode() + version
+        repr((sys.platform, platform.machine(), FLAGS, MACROS, read_version(torch))).encode()
+        + version
     )
     for path in [*SOURCES, *HEADERS]:
         key.update(Path(path).read_bytes())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from clipfast_bench.compare import extra_peak_mib, interleave
 from clipfast_kernels import backends, contrastive_loss
+from clipfast_kernels.ops.contrastive.cost import contrastive_flops, product_flops
 from open_clip.loss import ClipLoss
 
 D = 512
@@ -60,7 +61,11 @@ def test_contrastive_loss(benchmark, n):
         warmup=2,
     )
     if ratios:
-        benchmark.extra_info["figures"] = {"time in u": 1 / ratios["one N×N×D product"]}
+        benchmark.extra_info["figures"] = {
+            "time in u": 1 / ratios["one N×N×D product"],
+            "floor in u": contrastive_flops(n, D) / product_flops(n, D),
+            "GFLOP/s": contrastive_flops(n, D) / benchmark.stats.stats.median / 1e9,
+        }
     benchmark.extra_info["backend"] = backends("contrastive_loss", *inputs).auto
 
 

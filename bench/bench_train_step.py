@@ -81,9 +81,15 @@ def test_train_step(benchmark, name, batch, rounds):
     size = ours.model.image_size
     images = torch.randn(batch, 3, size, size)
     padded, packed = theirs.text(texts), tokenize(texts, packed=True)
+    before = {n: p.detach().clone() for n, p in ours.model.named_parameters()}
     for _ in range(2):
         expected, actual = theirs.step(images, padded), ours.step(images, packed)
         assert abs(actual - expected) <= 1e-4 * expected, "losses differ: nothing is timed"
+    steps = [
+        torch.cat([(p.detach() - before[n]).flatten() for n, p in side.model.named_parameters()])
+        for side in (ours, theirs)
+    ]
+    assert torch.cosine_similarity(*steps, dim=0) > 0.99, "steps differ: nothing is timed"
     benchmark.extra_info["mean_tokens"] = len(packed.tokens) / batch
     interleave(
         benchmark,

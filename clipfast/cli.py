@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from clipfast.errors import UserError
 
-_INTERRUPTED = 130  # the shell's code for a command that SIGINT ended
+_SIGNALLED = 128  # plus the signal's number: the shell's code for a command that it ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[command][0](arguments[1:])
     except UserError as error:
         return _fail(command, str(error))
+    except KeyboardInterrupt:
+        print(f"clipfast {command}: interrupted", file=sys.stderr)
+        return _SIGNALLED + signal.SIGINT
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(command, f"{where}{error.strerror or error}")
@@ -67,7 +71,7 @@ def _until_interrupted(run: Callable[[], object]) -> int:
         run()
     except Interrupted as stopped:
         print(f"clipfast: {stopped}", file=sys.stderr)
-        return _INTERRUPTED
+        return _SIGNALLED + stopped.signal_number
     return 0
 
 

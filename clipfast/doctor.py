@@ -11,7 +11,7 @@ from importlib import metadata
 
 import torch
 from clipfast_kernels import backends
-from clipfast_kernels.dispatch import OPS
+from clipfast_kernels.dispatch import FROM_ENVIRONMENT, NAMES, OPS
 from rich.console import Console
 from rich.table import Table
 
@@ -101,6 +101,12 @@ def _apex() -> str:
     )
 
 
+def _environment() -> str:
+    if FROM_ENVIRONMENT in NAMES:
+        return FROM_ENVIRONMENT
+    return f"expected one of {', '.join(NAMES)}; got {FROM_ENVIRONMENT!r}: every operation refuses"
+
+
 _PARTS: dict[str, Callable[[], str]] = {
     "Python": _python,
     "torch": _package("torch", without="nothing works"),
@@ -115,5 +121,6 @@ _PARTS: dict[str, Callable[[], str]] = {
     "DeepSpeed": _package("deepspeed", without="no ZeRO; the plain engine trains"),
     "flash-attn": _package("flash-attn-4", "flash-attn", without="torch's attention serves"),
     "apex": _apex,
+    "CLIPFAST_BACKEND": _environment,
     "open_clip": _package("open_clip_torch", without="nothing to compare with in bench/"),
 }

@@ -25,7 +25,7 @@ TINY_MODEL = {
 @pytest.fixture(scope="session")
 def digit_shards(tmp_path_factory) -> DigitShards:
     """96 training pairs and the test pairs, as real JPEGs in real tars."""
-    return DigitShards(tmp_path_factory.mktemp("digits"), pairs=96, image_size=32)
+    return DigitShards(tmp_path_factory.mktemp("digits"), pairs=96, image_size=32).make()
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,13 @@ def decode(encoded: bytes) -> Tensor:
         raise CorruptImageError("empty image")
     try:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        return decode_image(data, mode=ImageReadMode.RGB)
+        image = decode_image(data, mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise CorruptImageError(f"undecodable image: {str(error).splitlines()[0]}") from None
+    if image.ndim != 3:
+        raise CorruptImageError(f"expected one image; got an animation of {len(image)}")
+    # A PNG may have 16 bits per channel.
+    return image if image.dtype == torch.uint8 else (image.float() / 257).round().to(torch.uint8)
 
 
 def train_pixels(

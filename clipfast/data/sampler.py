@@ -10,13 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampler:
-    """Every sample once per epoch, in an order of the epoch's own; the last steps wrap around to
-    the epoch's beginning, so that all steps are full.
+    """Samples in an order of the epoch's own, each once before any comes again; the last steps wrap
+    around to the epoch's beginning, so that all steps are full.
 
     Attributes:
         samples: how many there are.
         batch_size: samples per step.
-        steps_per_epoch: at least samples / batch_size.
+        steps_per_epoch: of one epoch.
         seed: with the epoch, fixes the order.
     """
 
@@ -26,9 +26,16 @@ class Sampler:
     seed: int
 
     @staticmethod
-    def of(samples: int, batch_size: int, workers: int, seed: int) -> Sampler:
-        """open_clip's epoch: batches rounded up, then up to a multiple of the workers."""
-        batches = -(-samples // batch_size)
+    def of(
+        samples: int, batch_size: int, workers: int, seed: int, epoch_samples: int | None = None
+    ) -> Sampler:
+        """open_clip's epoch: batches rounded up, then up to a multiple of the workers.
+
+        Args:
+            epoch_samples: how many samples an epoch has instead of all; fewer leave some out, other
+                ones in each epoch, more begin anew.
+        """
+        batches = -(-(epoch_samples or samples) // batch_size)
         rounded = -(-batches // max(1, workers)) * max(1, workers)
         return Sampler(samples, batch_size, rounded, seed)
 

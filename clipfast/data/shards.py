@@ -6,6 +6,8 @@ image (jpg, jpeg, png or webp) and a caption (txt); the index counts keys that l
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import os
@@ -102,12 +104,16 @@ class ShardWriter:
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """Lists the shards of a pattern such as ``data/train-{000000..000007}.tar::more/a.tar``.
+    """Lists the shards of a pattern such as ``data/train-{000000..000007}.tar::more/a.tar``; a
+    backslash before a brace takes it as it is.
 
     Raises:
         ShardError: a shard that does not exist, or no shard at all.
     """
-    paths = [Path(p) for part in pattern.split("::") if part for p in braceexpand(part)]
+    try:
+        paths = [Path(p) for part in pattern.split("::") if part for p in braceexpand(part)]
+    except ValueError:
+        raise ShardError(f"train-data: expected balanced braces; got {pattern!r}") from None
     if not paths:
         raise ShardError(f"train-data: expected the path of at least one shard; got {pattern!r}")
     for path in paths:
@@ -134,7 +140,6 @@ class ShardSet:
         self._indexes, incomplete = zip(*map(_load_or_make_index, self.paths), strict=True)
         self.incomplete = sum(incomplete)
         self._first = np.cumsum([0, *(len(index) for index in self._indexes)])
-        self._files: dict[int, int] = {}
         if not len(self):
             raise ShardError(
                 f"shards: expected samples with an image ({', '.join(IMAGE_EXTENSIONS)}) and a "
@@ -144,6 +149,12 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells sets apart in which the same numbers would be other samples."""
+        parts = [(p.name, len(i)) for p, i in zip(self.paths, self._indexes, strict=True)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
     def read(self, number: int) -> Sample:
         """Reads sample `number`; safe from several threads.
 
@@ -152,28 +163,18 @@ class ShardSet:
         """
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         place = self._indexes[shard][number - self._first[shard]]
-        key = bytes(place["key"]).decode()
-        image = self._read(shard, int(place["image_offset"]), int(place["image_size"]), key)
-        caption = self._read(shard, int(place["text_offset"]), int(place["text_size"]), key)
-        return Sample(image, caption, key, self.paths[shard], int(place["image_offset"]))
-
-    def _read(self, shard: int, offset: int, size: int, key: str) -> bytes:
+        path, key = self.paths[shard], bytes(place["key"]).decode()
+        parts = []
         try:
-            if shard not in self._files:
-                self._files[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            content = os.pread(self._files[shard], size, offset)
+            with open(path, "rb", buffering=0) as file:
+                for part in ("image", "text"):
+                    offset, size = int(place[f"{part}_offset"]), int(place[f"{part}_size"])
+                    parts.append(os.pread(file.fileno(), size, offset))
         except OSError as error:
-            raise ShardError(f"shard {self.paths[shard]}: {error.strerror}") from None
-        if len(content) != size:
-            raise ShardError(
-                f"shard {self.paths[shard]}: sample {key} is cut short: expected {size} bytes at "
-                f"{offset}; got {len(content)}"
-            )
-        return content
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+            raise ShardError(f"shard {path}: {error.strerror}") from None
+        if len(parts[0]) != place["image_size"] or len(parts[1]) != place["text_size"]:
+            raise ShardError(f"shard {path}: sample {key} is cut short; the file has shrunk")
+        return Sample(parts[0], parts[1], key, path, int(place["image_offset"]))
 
 
 def _record(key_bytes: int) -> np.dtype:
@@ -182,21 +183,14 @@ def _record(key_bytes: int) -> np.dtype:
 
 
 def _load_or_make_index(shard: Path) -> tuple[np.ndarray, int]:
-    """The shard's records, and how many of its keys are incomplete. They are memory-mapped from
-    the index beside the shard, which is made where it is absent or was made of another file, and
-    held in memory where the folder is not writable."""
-    path = shard.with_name(shard.name + ".index")
+    """The shard's records, and how many of its keys are incomplete. They come from the index beside
+    the shard, which is made where it is absent, damaged or of another file, and not kept where the
+    folder cannot be written."""
+    path = shard.with_name(shard.name + ".clipfast-index")
     stat = shard.stat()
     identity = {"version": _VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if path.is_file():
-        with open(path, "rb") as file:
-            header = json.loads(file.read(_HEADER_BYTES).rstrip(b"\0") or b"{}")
-        if identity.items() <= header.items():
-            dtype, samples = _record(header["key_bytes"]), header["samples"]
-            if not samples:
-                return np.empty(0, dtype), header["incomplete"]
-            mapped = np.memmap(path, dtype, "r", offset=_HEADER_BYTES, shape=(samples,))
-            return mapped, header["incomplete"]
+    if (found := _read_index(path, identity)) is not None:
+        return found
     records, incomplete = _scan(shard)
     header = identity | {
         "samples": len(records),
@@ -206,12 +200,26 @@ def _load_or_make_index(shard: Path) -> tuple[np.ndarray, int]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(json.dumps(header).encode().ljust(_HEADER_BYTES, b"\0"))
+            file.write(json.dumps(header).encode().ljust(_HEADER_BYTES))
             file.write(records.tobytes())
         os.replace(partial, path)
-    except PermissionError:
-        pass
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return records, incomplete
+
+
+def _read_index(path: Path, identity: dict[str, int]) -> tuple[np.ndarray, int] | None:
+    """None where there is no whole index of the file with this identity."""
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[:_HEADER_BYTES])
+        if any(header[name] != value for name, value in identity.items()):
+            return None
+        records = np.frombuffer(content, _record(header["key_bytes"]), offset=_HEADER_BYTES)
+        return (records, header["incomplete"]) if len(records) == header["samples"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _scan(shard: Path) -> tuple[np.ndarray, int]:

@@ -190,7 +190,7 @@ def choose_engine() -> Engine:
         engine = merges_engine_if_installed()
     if engine is None:
         raise UserError(
-            "tokenize: expected a package with CLIP's vocabulary, got none: pip install "
+            "tokenize: expected a package with CLIP's vocabulary; got none: pip install "
             "instant-clip-tokenizer (Python < 3.13) or open_clip_torch"
         )
     return engine
@@ -205,13 +205,13 @@ class Tokenizer:
     def __call__(self, texts: str | Sequence[str], context_length: int = 77) -> Tensor:
         """(B, L) int64 ids."""
         if context_length < 2:
-            raise ValueError(f"context_length: expected at least 2, got {context_length}")
+            raise ValueError(f"context_length: expected at least 2; got {context_length}")
         if not isinstance(texts, Iterable):
-            raise TypeError(f"texts: expected str or a sequence of str, got {type(texts).__name__}")
+            raise TypeError(f"texts: expected str or a sequence of str; got {type(texts).__name__}")
         captions = [texts] if isinstance(texts, str) else list(texts)
         for i, caption in enumerate(captions):
             if not isinstance(caption, str):
-                raise TypeError(f"texts[{i}]: expected str, got {type(caption).__name__}")
+                raise TypeError(f"texts[{i}]: expected str; got {type(caption).__name__}")
         ids = self._engine([clean(caption) for caption in captions], context_length)
         return torch.from_numpy(ids.astype(np.int64))
 

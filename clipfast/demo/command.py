@@ -19,7 +19,7 @@ from clipfast.demo.pictures import save_contact_sheet, save_training_curve
 from clipfast.errors import UserError
 from clipfast.models.config import read_model_config
 from clipfast.train import parse_args
-from clipfast.train.loop import Summary, train
+from clipfast.train.loop import Interrupted, Summary, train
 
 _SHEET = 16
 
@@ -34,11 +34,17 @@ def demo(arguments: Sequence[str]) -> None:
     args = _parse(arguments)
     began = time.perf_counter()
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
     image_size = read_model_config(args.model).vision.image_size
     data = Path(args.data) if args.data else output / "data"
     shards = DigitShards(data, args.pairs, image_size)
-    summary = train(parse_args(_train_flags(args, shards, output)))
+    train_args = parse_args(_train_flags(args, shards, output))
+    output.mkdir(parents=True, exist_ok=True)
+    shards.make()
+    try:
+        summary = train(train_args)
+    except Interrupted as stopped:
+        kept = f"stopped, as asked; the data in {data} is kept, the training begins anew"
+        raise Interrupted(kept, stopped.signal_number) from None
     zero_shot = zero_shot_accuracies(summary.model, shards)
     metrics = {
         "zero_shot": zero_shot,
@@ -66,9 +72,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--epochs", type=int, default=9)
     add("--batch-size", type=int, default=128)
     add("--lr", type=float, default=2e-3)
-    add("--wd", type=float, default=2.0, help="weight decay (default 2)")
+    add("--wd", type=float, default=1.0, help="weight decay (default 1)")
     args = parser.parse_args(arguments)
-    if args.pairs < args.batch_size:
+    if args.pairs < max(args.batch_size, 1):
         raise UserError(
             f"--pairs: expected at least one batch of {args.batch_size}; got {args.pairs}"
         )

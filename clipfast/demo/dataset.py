@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 from rich.progress import track
 
-from clipfast.data.shards import ShardSet, ShardWriter, expand_shards
+from clipfast.data.shards import ShardSet, ShardWriter
 from clipfast.demo.digits import DigitPair, render_split
 from clipfast.errors import UserError
 
@@ -32,34 +32,44 @@ class DigitShards:
     """The shards of the splits "train", "test" and "unseen" in a folder; see `digits`.
 
     Args:
-        folder: made and filled if it holds no such data yet.
+        folder: where `make` puts them.
         pairs: of the train split.
         image_size: side of the images in pixels.
-
-    Raises:
-        UserError: the folder holds data of another size.
-        OSError: it cannot be written.
     """
 
     def __init__(self, folder: Path, pairs: int, image_size: int) -> None:
-        self.folder = folder
-        description = {"format": 1, "train": pairs, "test": _TEST_PAIRS, "image_size": image_size}
-        manifest = folder / "digits.json"
-        if manifest.is_file():
-            found = json.loads(manifest.read_text())
-            if found != description:
-                raise UserError(
-                    f"--data {folder}: holds digits made as {found}; expected {description}: name "
-                    "another folder, or remove this one"
-                )
-            return
-        for split, count in (("train", pairs), ("test", _TEST_PAIRS), ("unseen", _TEST_PAIRS)):
-            self._make(split, render_split(split, count, image_size, _SEED), count)
-        manifest.write_text(json.dumps(description))
+        self.folder, self.image_size = folder, image_size
+        self._counts = {"train": pairs, "test": _TEST_PAIRS, "unseen": _TEST_PAIRS}
+
+    def make(self) -> DigitShards:
+        """Draws and writes them, unless that is done already.
+
+        Raises:
+            UserError: the folder holds something else.
+            OSError: it cannot be written.
+        """
+        description = {"format": 2, "pairs": self._counts, "image_size": self.image_size}
+        folder, manifest = self.folder, self.folder / "digits.json"
+        if manifest.is_file() and _read(manifest) == description:
+            return self
+        # Drawing writes the description here first, so that it goes on after an interruption and
+        # never writes over anything else.
+        unfinished = folder / "digits.unfinished.json"
+        if not (unfinished.is_file() and _read(unfinished) == description):
+            self._refuse_other_content(description)
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(description))
+        for split, count in self._counts.items():
+            self._make(split, render_split(split, count, self.image_size, _SEED), count)
+        unfinished.replace(manifest)
+        return self
 
     @property
     def train_pattern(self) -> str:
-        return "::".join(str(path) for path in self._paths("train"))
+        """For ``--train-data``."""
+        return "::".join(
+            str(p).replace("{", r"\{").replace("}", r"\}") for p in self._paths("train")
+        )
 
     def samples(self, split: str) -> ShardSet:
         return ShardSet(self._paths(split))
@@ -69,8 +79,17 @@ class DigitShards:
         return [Label(*row) for row in json.loads(self._labels_path(split).read_text())]
 
     def _paths(self, split: str) -> list[Path]:
-        found = sorted(self.folder.glob(f"{split}-*.tar"))
-        return expand_shards("::".join(map(str, found)))
+        shards = -(-self._counts[split] // _SHARD)
+        return [self.folder / f"{split}-{number:06d}.tar" for number in range(shards)]
+
+    def _refuse_other_content(self, description: dict) -> None:
+        content = sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
+        if content:
+            raise UserError(
+                f"--data {self.folder}: expected an empty folder, or one with digits made as "
+                f"{description}; it holds {', '.join(content[:3])}, made otherwise: name another "
+                "folder, or remove this one"
+            )
 
     def _labels_path(self, split: str) -> Path:
         return self.folder / f"{split}-labels.json"
@@ -82,6 +101,13 @@ class DigitShards:
                 writer.write(_jpeg(pair), pair.caption)
                 labels.append(Label(pair.digit, pair.ink, pair.background, pair.writing))
         self._labels_path(split).write_text(json.dumps(labels))
+
+
+def _read(manifest: Path) -> object:
+    try:
+        return json.loads(manifest.read_text())
+    except ValueError:
+        return None
 
 
 def _jpeg(pair: DigitPair) -> bytes:

@@ -57,7 +57,7 @@ SPLITS = ("train", "test", "unseen")
 _CHUNK = 256
 _GLYPH = 40  # 8 pixels and a blank one on each side, four times enlarged
 _GLYPH_CONTENT = 0.8  # the part of a glyph's side that the 8 pixels take
-_SHADE = 10.0  # standard deviation of a colour around its name's, per channel of 255
+_SHADE = 6.0  # standard deviation of a colour around its name's, per channel of 255
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def render_split(split: str, pairs: int, image_size: int, seed: int) -> Iterator
         UserError: an argument outside these.
     """
     if split not in SPLITS:
-        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise UserError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
     if pairs < 1:
-        raise UserError(f"pairs must be at least 1, got {pairs}")
+        raise UserError(f"pairs: expected at least 1; got {pairs}")
     if image_size < 16:
-        raise UserError(f"image_size must be at least 16 pixels, got {image_size}")
+        raise UserError(f"image_size: expected at least 16 pixels; got {image_size}")
     if seed < 0:
-        raise UserError(f"seed must not be negative, got {seed}")
+        raise UserError(f"seed: expected 0 or more; got {seed}")
     return _render(split, pairs, image_size, seed)
 
 

@@ -78,22 +78,18 @@ class CLIP(nn.Module):
         """PackedText, or padded (B, L) ids, which are packed first -> (B, embed_dim).
 
         Raises:
-            ValueError: padded text of another shape, or a caption that is empty or longer than
-                the context.
+            ValueError: padded text of another shape, no caption, a caption that is empty or longer
+                than the context, or cu_seqlens that do not run from 0 to the number of tokens.
         """
         if not isinstance(text, PackedText):
-            if text.ndim != 2 or text.is_floating_point():
+            if text.ndim != 2 or 0 in text.shape or text.is_floating_point():
                 raise ValueError(
-                    "text: expected PackedText or integer ids (B, L); "
+                    "text: expected PackedText or integer ids (B, L), B and L ≥ 1; "
                     f"got {text.dtype} {tuple(text.shape)}"
                 )
             text = pack_padded(text)
+        _check_packed(text, self.context_length)
         layout = PackedTokens.of(text.cu_seqlens, self.transformer.heads)
-        if layout.max_length > self.context_length or int(layout.lengths.min()) < 1:
-            raise ValueError(
-                f"text: expected captions of 1 to {self.context_length} tokens; "
-                f"got {int(layout.lengths.min())} to {layout.max_length}"
-            )
         x = self.token_embedding(text.tokens) + self.positional_embedding[layout.positions]
         features = self.ln_final(self.transformer(x, layout)) @ self.text_projection
         return F.normalize(features, dim=-1) if normalize else features
@@ -112,3 +108,26 @@ class CLIP(nn.Module):
                 "logit_scale": logit_scale,
             }
         return image_features, text_features, logit_scale
+
+
+def _check_packed(text: PackedText, context_length: int) -> None:
+    ends = text.cu_seqlens
+    if ends.ndim != 1 or len(ends) < 2:
+        raise ValueError(
+            "text: expected cu_seqlens of shape (B + 1,), B ≥ 1 captions; "
+            f"got shape {tuple(ends.shape)}"
+        )
+    lengths = ends.diff()
+    # Together, because each value read from a GPU waits for it.
+    first, last, shortest, longest = torch.stack(
+        [ends[0], ends[-1], lengths.min(), lengths.max()]
+    ).tolist()
+    if (first, last) != (0, len(text.tokens)):
+        raise ValueError(
+            f"text: expected cu_seqlens from 0 to {len(text.tokens)}, the number of tokens; "
+            f"got {first} to {last}"
+        )
+    if shortest < 1 or longest > context_length:
+        raise ValueError(
+            f"text: expected captions of 1 to {context_length} tokens; got {shortest} to {longest}"
+        )

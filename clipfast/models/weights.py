@@ -21,7 +21,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         data-parallel training left on the names is removed.
 
     Raises:
-        UserError: the file is missing, cut short, no checkpoint, or holds code.
+        UserError: the file is missing, cut short, no checkpoint, or holds code; or its state_dict,
+            epoch or optimizer is not what open_clip's form has there.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,18 +34,45 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path}: expected tensors and plain values; it holds something that only "
             "executing code would load, or it is not a checkpoint"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error.strerror or error}") from None
+    except Exception:  # Damaged bytes make the unpickler raise almost anything.
         raise UserError(
-            f"checkpoint {path}: cut short or damaged ({str(error).splitlines()[0]})"
+            f"checkpoint {path}: cut short or damaged, or not a file that torch.save wrote"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path}: expected a dict; got {type(content).__name__}")
     if "state_dict" not in content:
         content = {"state_dict": content}
+    _check_content(content, path)
     state = content["state_dict"]
     if state and all(name.startswith("module.") for name in state):
         content["state_dict"] = {n.removeprefix("module."): t for n, t in state.items()}
     return content
+
+
+def _check_content(content: dict[str, Any], path: Path) -> None:
+    """Checks the types of what open_clip's form has."""
+    state = content["state_dict"]
+    if not isinstance(state, dict):
+        raise UserError(
+            f"checkpoint {path}: state_dict: expected a dict of tensors; got {type(state).__name__}"
+        )
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(
+                f"checkpoint {path}: state_dict: expected a tensor under each name; "
+                f"got {type(tensor).__name__} under {name!r}"
+            )
+    epoch, optimizer = content.get("epoch", 0), content.get("optimizer", {})
+    if type(epoch) is not int or epoch < 0:
+        raise UserError(
+            f"checkpoint {path}: epoch: expected an integer of at least 0; got {epoch!r}"
+        )
+    if not isinstance(optimizer, dict):
+        raise UserError(
+            f"checkpoint {path}: optimizer: expected a dict; got {type(optimizer).__name__}"
+        )
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:

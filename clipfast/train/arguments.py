@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARDS",
         help="WebDataset tars: a path with brace ranges, several joined by ::",
     )
+    data(
+        "--train-num-samples",
+        type=int,
+        metavar="N",
+        help="samples in an epoch (default: all, which the shards' indexes count)",
+    )
     data("--dataset-type", choices=["webdataset", "auto"], default="auto")
     data("--workers", type=int, default=4, help="decoding threads (default 4)")
     data("--image-mean", type=float, nargs=3, help="default: CLIP's")
@@ -102,7 +108,7 @@ class _ParseKeyValues(argparse.Action):
                 parser.error(f"{option_string}: expected KEY=VALUE; got {word!r}")
             try:
                 parsed[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError):
                 parsed[key] = value
         setattr(namespace, self.dest, parsed)
 
@@ -121,7 +127,8 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "save_frequency": ("0 (only at the end) or more", lambda x: x >= 0),
     "log_every_n_steps": ("at least 1", lambda x: x >= 1),
     "save_every_steps": ("0 (never) or more", lambda x: x >= 0),
-    "seed": ("0 or more", lambda x: x >= 0),
+    "seed": ("0 to 2^32 - 1", lambda x: 0 <= x < 2**32),
+    "train_num_samples": ("at least 1", lambda x: x >= 1),
 }
 
 
@@ -130,6 +137,15 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not holds(value):
             raise UserError(f"--{name.replace('_', '-')}: expected {expected}; got {value}")
+    for name, expected, holds in (
+        ("image_mean", "three finite numbers", math.isfinite),
+        ("image_std", "three positive numbers", lambda x: 0 < x < math.inf),
+    ):
+        if not all(map(holds, getattr(args, name) or ())):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: expected {expected}; got {getattr(args, name)}")
+    if args.resume == "latest" and args.name is None:
+        raise UserError("--resume latest: expected --name, the run to go on with; got none")
     if args.report_to not in ("", "tensorboard"):
         raise UserError(f"--report-to: expected tensorboard; got {args.report_to!r}")
     if unknown := args.aug_cfg.keys() - {"scale"}:

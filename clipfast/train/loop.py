@@ -6,11 +6,13 @@ import argparse
 import logging
 import math
 import signal
+import threading
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from clipfast_kernels import backends, contrastive_loss
+from clipfast_kernels.dispatch import FROM_ENVIRONMENT, NAMES
 from torch import Tensor
 
 from clipfast.data.decode import RandomCrop
@@ -51,7 +53,15 @@ class Summary(NamedTuple):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved.
+
+    Attributes:
+        signal_number: the signal that asked.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def train(args: argparse.Namespace) -> Summary:
@@ -74,12 +84,13 @@ def train(args: argparse.Namespace) -> Summary:
         model, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, weight_decay=args.wd
     )
     engine = PlainEngine(model, optimizer, args.grad_clip_norm)
-    sampler = Sampler.of(len(shards), args.batch_size, args.workers, args.seed)
-
+    sampler = Sampler.of(
+        len(shards), args.batch_size, args.workers, args.seed, args.train_num_samples
+    )
     args.name = args.name or default_name(args)
     folder = RunFolder(args.logs, args.name, resume=args.resume == "latest")
-    start, sampler = resume(args.resume, folder, engine, sampler)
-    folder.write_params(args)
+    start, sampler = resume(args.resume, folder, engine, sampler, shards)
+    folder.create(args)
     with Monitor(
         log=folder.log,
         tensorboard=folder.tensorboard if args.report_to else None,
@@ -101,7 +112,9 @@ def _device(args: argparse.Namespace) -> torch.device:
     try:
         device = torch.device(args.device)
     except RuntimeError:
-        raise UserError(f"--device: expected cpu or cuda; got {args.device!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device: expected cpu or cuda; got {args.device!r}")
     if device.type == "cuda" and args.precision != "fp32":
         raise UserError(
             "--precision: this release computes in fp32 on a GPU; expected --precision fp32; "
@@ -114,9 +127,12 @@ def _loss_backend(asked: str, device: torch.device) -> str:
     """The backend that the loss will take, or a sentence before anything is written."""
     features = torch.empty(1, 1, device=device)
     reasons, auto = backends("contrastive_loss", features, features)
-    if asked == "auto":
-        assert auto is not None, reasons
+    if asked == "auto" and auto is not None:
         return auto
+    if asked == "auto":  # only the environment can make it fail: the reference always serves
+        wanted = FROM_ENVIRONMENT
+        why = "; ".join(reasons.get(wanted, [f"expected one of {', '.join(NAMES)}"]))
+        raise UserError(f"CLIPFAST_BACKEND={wanted}: {why}")
     if asked not in reasons:
         raise UserError(f"--backend: expected one of auto, {', '.join(reasons)}; got {asked!r}")
     if reasons[asked]:
@@ -141,6 +157,8 @@ class _Run:
         self.folder, self.monitor, self.device = folder, monitor, device
         self.model = engine.model
         self.normalize = Normalize(args.image_mean, args.image_std, device)
+        self.buffers = list(self.model.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.rejected = 0
         self.skipped_in_a_row = 0
         self.stop = _StopSignal()
@@ -186,12 +204,22 @@ class _Run:
                     clock.lap()
                 first_step = 0
                 self._after_epoch(epoch + 1)
+        if self.skipped_in_a_row:
+            raise UserError(
+                f"the last {self.skipped_in_a_row} steps had no finite loss; expected one; stopped "
+                f"without saving, the last checkpoint in {self.folder.path} stands"
+            )
+        replaced = f"{self.rejected} unusable samples replaced, listed in quarantine.jsonl"
+        logger.info(
+            f"done: {self.args.epochs} epochs; {replaced if self.rejected else 'no faults'}"
+        )
 
     def _step(
         self, epoch: int, step: int, batch: Batch, *, data_time: float, clock: Stopwatch
     ) -> None:
         global_step = epoch * self.sampler.steps_per_epoch + step
         lr = self._learning_rate(global_step)
+        _copy(self.buffers, to=self.buffers_before)
         image = self.model.encode_image(self.normalize(batch.images))
         text = self.model.encode_text(batch.text.to(self.device))
         logit_scale = self.model.logit_scale.exp()
@@ -218,7 +246,8 @@ class _Run:
         )
 
     def _skip(self, global_step: int, loss: Tensor, image: Tensor, text: Tensor) -> None:
-        """Leaves the weights as they are; too often in a row is an end."""
+        """Leaves weights and BatchNorm's statistics as they were; too often in a row is an end."""
+        _copy(self.buffers_before, to=self.buffers)
         bad = {n: int((~x.isfinite()).any(1).sum()) for n, x in (("image", image), ("text", text))}
         what = (
             f"step {global_step}: loss is {loss.item()}; of {len(image)} samples, features are not "
@@ -239,18 +268,28 @@ class _Run:
             self._save_state(global_step, done)
         if self.stop.requested:
             raise Interrupted(
-                f"stopped after step {global_step}, as asked; state saved, go on with "
-                f"--name {self.args.name} --resume latest"
+                f"stopped after step {global_step}, as asked; go on with "
+                f"--name {self.args.name} --resume latest",
+                self.stop.requested,
             )
 
     def _save_state(self, global_step: int, done: Position) -> None:
-        order = {"samples": self.sampler.samples, "batch_size": self.sampler.batch_size}
-        order |= {"steps_per_epoch": self.sampler.steps_per_epoch, "seed": self.sampler.seed}
+        if self.skipped_in_a_row:
+            return  # what makes losses infinite may be in the weights
+        sampler = self.sampler
+        order = {
+            "shards": self.shards.fingerprint,
+            "batch_size": sampler.batch_size,
+            "steps_per_epoch": sampler.steps_per_epoch,
+            "seed": sampler.seed,
+        }
         content = self.engine.state_dict() | {"order": order, "torch_rng": torch.get_rng_state()}
         self.folder.save_state(global_step, done, content)
 
     def _after_epoch(self, epochs_done: int) -> None:
         args = self.args
+        if self.skipped_in_a_row:
+            return
         often = args.save_frequency and epochs_done % args.save_frequency == 0
         if often or epochs_done == args.epochs:
             self.folder.save_epoch(epochs_done, self.engine.state_dict(), f"epoch_{epochs_done}.pt")
@@ -264,6 +303,11 @@ class _Run:
         logger.warning(f"sample {sample.key} in {sample.shard}: {rejected.reason}; replaced")
 
 
+def _copy(tensors: list[Tensor], *, to: list[Tensor]) -> None:
+    for source, target in zip(tensors, to, strict=True):
+        target.copy_(source)
+
+
 class _StopSignal:
     """Turns the first SIGINT or SIGTERM into a request that the loop honours between two steps;
     a second one ends the process as usual."""
@@ -271,16 +315,18 @@ class _StopSignal:
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0  # the signal's number
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        self._before = {s: signal.signal(s, self._request) for s in self._SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {s: signal.signal(s, self._request) for s in self._SIGNALS}
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested = number
         self._restore()
 
     def _restore(self) -> None:

@@ -27,10 +27,10 @@ def adamw(
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads a saved state, ours or open_clip's; theirs would switch the fused step off."""
-    optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
-        group["fused"], group["foreach"] = True, None
+    """Loads a saved state, ours or open_clip's; theirs would switch the fused step off, and leave
+    its counters on the wrong device."""
+    groups = [group | {"fused": True, "foreach": None} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def _undecayed(name: str, parameter: nn.Parameter) -> bool:

@@ -35,7 +35,6 @@ class RunFolder:
 
     Raises:
         UserError: the folder holds a run already.
-        OSError: it cannot be written.
     """
 
     def __init__(self, root: str, name: str, *, resume: bool) -> None:
@@ -49,10 +48,14 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.states = self.path / "state"
         self.tensorboard = self.path / "tensorboard"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.log.touch()
 
-    def write_params(self, args: argparse.Namespace) -> None:
+    def create(self, args: argparse.Namespace) -> None:
+        """Makes the folders and writes params.txt.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         lines = [f"{name}: {value}\n" for name, value in sorted(vars(args).items())]
         (self.path / "params.txt").write_text("".join(lines))
 

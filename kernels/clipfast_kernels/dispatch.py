@@ -15,15 +15,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-OPS = ("contrastive_loss",)
+NAMES = ("auto", "reference", "cpu", "triton", "cuda", "torch", "flash_attn")
 
-_FROM_ENVIRONMENT = os.environ.get("CLIPFAST_BACKEND", "auto")
-
-_NAMES = ("auto", "reference", "torch", "cpu", "triton", "cuda", "flash_attn")
-if _FROM_ENVIRONMENT not in _NAMES:
-    raise ValueError(
-        f"CLIPFAST_BACKEND: expected one of {', '.join(_NAMES)}; got {_FROM_ENVIRONMENT!r}"
-    )
+# The default of the ops that have this backend.
+FROM_ENVIRONMENT = os.environ.get("CLIPFAST_BACKEND", "auto")
 
 
 class Backends(NamedTuple):
@@ -31,7 +26,7 @@ class Backends(NamedTuple):
 
     Attributes:
         reasons: per backend, in order of preference, why it cannot be used; empty where it can.
-        auto: the backend that ``backend="auto"`` takes, None if there is none.
+        auto: the backend that ``backend="auto"`` takes; None if it would raise.
     """
 
     reasons: dict[str, list[str]]
@@ -63,8 +58,8 @@ class Op(NamedTuple):
             ValueError: no such backend.
             RuntimeError: the backend asked for cannot serve the call, or none can.
         """
-        if backend == "auto" and _FROM_ENVIRONMENT in self.modules:
-            backend = _FROM_ENVIRONMENT
+        if backend == "auto":
+            backend = self._default()
         if backend != "auto":
             return self._named(backend, *tensors)
         present = [t for t in tensors if t is not None]
@@ -73,6 +68,15 @@ class Op(NamedTuple):
             if not module.unusable(*present):
                 return module
         raise RuntimeError(f"{self.name}: no backend can serve this call: {self.reasons(*tensors)}")
+
+    def _default(self) -> str:
+        """What the environment asks for, if this op has it."""
+        if FROM_ENVIRONMENT not in NAMES:
+            raise ValueError(
+                f"CLIPFAST_BACKEND: expected one of {', '.join(NAMES)}; got {FROM_ENVIRONMENT!r}"
+            )
+        has_it = FROM_ENVIRONMENT in self.modules or FROM_ENVIRONMENT in self.planned
+        return FROM_ENVIRONMENT if has_it else "auto"
 
     def _named(self, backend: str, *tensors: Tensor | None) -> ModuleType:
         if backend in self.planned:
@@ -86,6 +90,15 @@ class Op(NamedTuple):
                 f"{self.name}: backend {backend!r} cannot serve this call: {'; '.join(reasons)}"
             )
         return module
+
+
+def _contrastive_loss() -> Op:
+    from clipfast_kernels.ops.contrastive.api import BACKENDS
+
+    return BACKENDS
+
+
+OPS: dict[str, Callable[[], Op]] = {"contrastive_loss": _contrastive_loss}
 
 
 def backends(op: str, *args: object, **kwargs: object) -> Backends:
@@ -104,10 +117,9 @@ def backends(op: str, *args: object, **kwargs: object) -> Backends:
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}; got {op!r}")
-    from clipfast_kernels.ops.contrastive.api import BACKENDS
-
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    reasons = BACKENDS.reasons(*tensors)
-    preferred = _FROM_ENVIRONMENT if _FROM_ENVIRONMENT in reasons else None
-    usable = [name for name, why in reasons.items() if not why and preferred in (None, name)]
+    reasons = OPS[op]().reasons(*tensors)
+    usable = [name for name, why in reasons.items() if not why]
+    if FROM_ENVIRONMENT in reasons or FROM_ENVIRONMENT not in NAMES:
+        usable = [name for name in usable if name == FROM_ENVIRONMENT]
     return Backends(reasons, usable[0] if usable else None)

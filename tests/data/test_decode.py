@@ -70,6 +70,18 @@ def test_every_colour_mode_becomes_rgb(mode):
     assert pixels.dtype == torch.uint8
 
 
+def test_a_png_of_16_bits_is_scaled_and_not_wrapped():
+    grey = Image.fromarray(np.full((4, 5), 40000, np.uint16))
+    assert decode(encoded(grey, "PNG")).unique().tolist() == [156]
+
+
+def test_an_animation_is_refused_as_no_image():
+    frames = [PHOTO.resize((8, 8)), PHOTO.resize((8, 8)).rotate(90)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(CorruptImageError, match="got an animation of 2"):
+        decode(data)
+
+
 def test_exif_orientation_is_ignored_as_open_clip_ignores_it():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,9 +1,11 @@
 """Shards: what is written is read back, and damage is named instead of read around."""
 
 import io
+import resource
 import tarfile
 
 import pytest
+import webdataset
 
 from clipfast.data.shards import ShardError, ShardSet, ShardWriter, expand_shards
 
@@ -36,7 +38,7 @@ def test_samples_come_back_in_order_across_shards(three_shards):
 
 def test_an_index_is_made_once_and_made_anew_when_its_shard_changes(three_shards):
     ShardSet(three_shards)
-    index = three_shards[0].with_name(three_shards[0].name + ".index")
+    index = three_shards[0].with_name(three_shards[0].name + ".clipfast-index")
     first = index.stat().st_mtime_ns
     assert len(ShardSet(three_shards)) == 10
     assert index.stat().st_mtime_ns == first
@@ -44,8 +46,35 @@ def test_an_index_is_made_once_and_made_anew_when_its_shard_changes(three_shards
     assert ShardSet(three_shards).read(0).image == b"new"
 
 
+@pytest.mark.parametrize("damage", [b"", b"not json", b"[1]", b"{}", None])
+def test_a_damaged_index_is_made_anew(three_shards, damage):
+    ShardSet(three_shards)
+    index = three_shards[0].with_name(three_shards[0].name + ".clipfast-index")
+    index.write_bytes(index.read_bytes()[:-10] if damage is None else damage)
+    assert ShardSet(three_shards).read(3).caption == b"caption 3"
+
+
+def test_more_shards_than_a_process_may_hold_open(tmp_path):
+    with ShardWriter(tmp_path, "x", samples_per_shard=1) as writer:
+        for i in range(80):
+            writer.write(b"image", f"caption {i}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        samples = ShardSet(writer.shards)
+        assert [samples.read(i).caption.decode() for i in range(80)] == [
+            f"caption {i}" for i in range(80)
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_unbalanced_braces_are_a_sentence():
+    with pytest.raises(ShardError, match="expected balanced braces; got 'x{0..3.tar'"):
+        expand_shards("x{0..3.tar")
+
+
 def test_the_index_is_right_where_webdataset_reads_the_same_tar(three_shards):
-    webdataset = pytest.importorskip("webdataset")
     theirs = list(webdataset.WebDataset([str(p) for p in three_shards], shardshuffle=False))
     ours = ShardSet(three_shards)
     for i, sample in enumerate(theirs):
@@ -91,7 +120,9 @@ def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path):
 def test_a_shard_that_shrinks_while_it_is_read_is_named(three_shards):
     samples = ShardSet(three_shards)
     three_shards[2].write_bytes(b"")
-    with pytest.raises(ShardError, match=r"train-000002.tar: sample 000000008 is cut short"):
+    with pytest.raises(
+        ShardError, match=r"train-000002.tar: sample 000000008 is cut short; the file has shrunk"
+    ):
         samples.read(8)
 
 

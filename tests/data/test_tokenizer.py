@@ -197,11 +197,11 @@ def test_no_captions_give_an_empty_batch_as_open_clip_does(tokenizer, reference)
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (None, "texts: expected str or a sequence of str, got NoneType"),
-        (7, "texts: expected str or a sequence of str, got int"),
-        (["a dog", None], r"texts\[1\]: expected str, got NoneType"),
-        ([["a dog"]], r"texts\[0\]: expected str, got list"),
-        (b"a dog", r"texts\[0\]: expected str, got int"),
+        (None, "texts: expected str or a sequence of str; got NoneType"),
+        (7, "texts: expected str or a sequence of str; got int"),
+        (["a dog", None], r"texts\[1\]: expected str; got NoneType"),
+        ([["a dog"]], r"texts\[0\]: expected str; got list"),
+        (b"a dog", r"texts\[0\]: expected str; got int"),
     ],
 )
 def test_a_caption_that_is_no_string_is_refused_by_position(texts, message):
@@ -212,7 +212,7 @@ def test_a_caption_that_is_no_string_is_refused_by_position(texts, message):
 @pytest.mark.parametrize("context_length", [1, 0, -77])
 def test_a_context_without_room_for_start_and_end_is_refused(context_length):
     with pytest.raises(
-        ValueError, match=f"context_length: expected at least 2, got {context_length}"
+        ValueError, match=f"context_length: expected at least 2; got {context_length}"
     ):
         tokenize("a dog", context_length)
 

@@ -12,7 +12,7 @@ from clipfast.errors import UserError
 
 
 def test_no_writing_is_in_both_train_and_test_and_no_unseen_pair_in_train(tmp_path):
-    shards = DigitShards(tmp_path, pairs=3000, image_size=16)
+    shards = DigitShards(tmp_path, pairs=3000, image_size=16).make()
     train, test, unseen = (shards.labels(split) for split in ("train", "test", "unseen"))
     trained_writings = {label.writing for label in train}
     assert trained_writings.isdisjoint(label.writing for label in test)
@@ -39,20 +39,49 @@ def test_captions_name_digit_ink_and_background(digit_shards):
     assert len(captions) > 60
 
 
-def test_data_is_made_once_and_other_data_is_not_overwritten(tmp_path):
-    DigitShards(tmp_path, pairs=32, image_size=16)
-    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")}
-    DigitShards(tmp_path, pairs=32, image_size=16)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")} == made
-    with pytest.raises(UserError, match="holds digits made as .*'train': 32.*; expected .*64"):
-        DigitShards(tmp_path, pairs=64, image_size=16)
+def test_data_is_made_once_and_nothing_else_is_overwritten(tmp_path):
+    def make(pairs):
+        return DigitShards(tmp_path / "data", pairs=pairs, image_size=16).make()
+
+    make(32)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("*.tar")}
+    make(32)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("*.tar")} == made
+    with pytest.raises(UserError, match="expected an empty folder, or one with digits made as"):
+        make(64)
+    (tmp_path / "data" / "digits.json").unlink()
+    with pytest.raises(UserError, match=r"it holds test-000000.tar, .*, made otherwise"):
+        make(32)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("*.tar")} == made
 
 
 def test_making_data_goes_on_after_an_interruption(tmp_path):
-    DigitShards(tmp_path, pairs=32, image_size=16)
-    (tmp_path / "digits.json").unlink()
-    (tmp_path / "test-000000.tar").unlink()
-    assert len(DigitShards(tmp_path, pairs=32, image_size=16).samples("test")) == 1440
+    shards = DigitShards(tmp_path, pairs=32, image_size=16).make()
+    (tmp_path / "digits.json").rename(tmp_path / "digits.unfinished.json")
+    (tmp_path / "test-000001.tar").unlink()
+    assert len(shards.make().samples("test")) == 1440
+    assert not (tmp_path / "digits.unfinished.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--epochs", "0"], "--epochs: expected at least 1; got 0"),
+        (["--seed", "-1"], "--seed: expected 0 to 2^32 - 1; got -1"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1; got 0"),
+        (["--pairs", "3"], "--pairs: expected at least one batch of 128; got 3"),
+        (["--model", "none"], "model: expected a .json file or one of"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_said_before_anything_is_drawn(tmp_path, capsys, flags, sentence):
+    assert main(["demo", "--output", str(tmp_path / "x"), *flags]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_output_folder_with_braces_in_its_name(tmp_path, tiny_model):
+    flags = ["--model", tiny_model, "--pairs", "32", "--batch-size", "16", "--epochs", "1"]
+    assert main(["demo", "--output", str(tmp_path / "a{1..2}b{"), *flags]) == 0
 
 
 def test_one_command_makes_metrics_and_pictures_and_says_where(tmp_path, tiny_model, capsys):

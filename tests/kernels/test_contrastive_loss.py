@@ -141,6 +141,16 @@ def test_a_non_finite_feature_gives_a_nan_loss_and_is_not_hidden(backend, bad):
     assert contrastive_loss(image, text, 10.0, backend=backend).isnan()
 
 
+@pytest.mark.parametrize("backend", NATIVE)
+def test_autocast_does_not_round_the_logits(backend):
+    image, text = features(30, 16)
+    expected = contrastive_loss(image, text, 50.0, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = contrastive_loss(image, text, 50.0, backend=backend)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 def test_one_pair_alone_costs_nothing(backend):
     loss, *gradients = value_and_gradients(*features(1, 4), 100.0, torch.float32, backend)
@@ -229,6 +239,12 @@ def test_the_cpu_operators_keep_their_contract_with_torch(dtype):
             torch.ops.clipfast_kernels.contrastive_fwd_cpu.default,
             (image, text, scale, ids, True, 0.1),
         )
+        saved = torch.ops.clipfast_kernels.contrastive_fwd_cpu(image, text, scale, ids, True, 0.1)
+        inputs = (torch.ones((), dtype=dtype), image, text, scale, ids, True, 0.1, *saved[1:])
+        torch.library.opcheck(
+            torch.ops.clipfast_kernels.contrastive_bwd_cpu.default,
+            [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs],
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +260,11 @@ def test_the_cpu_operators_keep_their_contract_with_torch(dtype):
         ({"logit_scale": "1"}, "logit_scale: expected a number"),
         ({"ids": torch.ones(3, dtype=torch.int64)}, r"ids: expected int64 of shape \(4,\)"),
         ({"ids": torch.ones(4)}, "ids: expected int64"),
+        ({"ids": [0] * 4}, r"ids: expected a tensor \(N,\) or None; got list"),
+        ({"ids": torch.ones(4, dtype=torch.int64, device="meta")}, "ids: .* device cpu; got meta"),
+        ({"text_features": torch.ones(4, 3, device="meta")}, "text_features: .* got meta"),
+        ({"logit_scale": torch.ones((), device="meta")}, "logit_scale: .* cpu; got meta"),
+        ({"label_smoothing": "a"}, "label_smoothing: expected a number; got str"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected 0 ≤ ε < 1; got 1.0"),
         ({"backend": "fast"}, "backend: expected one of auto, .*; got 'fast'"),
         ({"group": object()}, "group: expected None"),
@@ -282,3 +303,4 @@ def test_every_instruction_set_keeps_the_tolerance(level):
 @pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
 def test_more_pairs_than_one_tile_holds():
     check("cpu", *features(2100, 16), 50.0)
+    check("cpu", *features(2100, 16, size=10.0), 1.0, normalize=False)

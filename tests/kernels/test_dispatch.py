@@ -16,7 +16,7 @@ def in_new_process(code, **environment):
 
 def test_every_planned_backend_is_listed_with_a_reason():
     reasons = backends("contrastive_loss").reasons
-    assert list(reasons) == ["cpu", "reference", "triton", "torch"]
+    assert list(reasons) == ["cpu", "reference", "triton", "cuda", "torch"]
     assert reasons["reference"] == []
     assert reasons["triton"]
     assert reasons["torch"]
@@ -57,6 +57,16 @@ def test_the_environment_sets_the_default_backend():
 
 
 def test_an_unknown_backend_in_the_environment_is_named():
-    done = in_new_process("import clipfast_kernels", CLIPFAST_BACKEND="quick")
+    code = "import torch; from clipfast_kernels import backends, contrastive_loss as f\n"
+    code += "print(backends('contrastive_loss').auto); x = torch.ones(2, 2); f(x, x, 1.0)"
+    done = in_new_process(code, CLIPFAST_BACKEND="quick")
+    assert done.stdout.strip() == "None"
     assert "CLIPFAST_BACKEND: expected one of auto, reference" in done.stderr
     assert "got 'quick'" in done.stderr
+
+
+def test_a_default_from_the_environment_never_falls_back_either():
+    code = "import torch; from clipfast_kernels import contrastive_loss as f\n"
+    code += "x = torch.ones(2, 2); f(x, x, 1.0)"
+    done = in_new_process(code, CLIPFAST_BACKEND="triton")
+    assert "backend 'triton': clipfast 0.1 has no Triton kernel" in done.stderr

@@ -34,6 +34,11 @@ def test_defaults_equal_open_clips(model, monkeypatch):
         (["--log-every-n-steps", "0"], "--log-every-n-steps: expected at least 1; got 0"),
         (["--aug-cfg", "scale=(0.9, 1.5)"], r"--aug-cfg: scale: expected 0 < low"),
         (["--aug-cfg", "color_jitter=0.4"], r"--aug-cfg: expected scale=.*; got color_jitter"),
+        (["--aug-cfg", "scale={[]:1}"], r"--aug-cfg: scale: expected 0 < low"),
+        (["--image-std", "1", "0", "1"], r"--image-std: expected three positive numbers"),
+        (["--image-mean", "nan", "0", "0"], r"--image-mean: expected three finite numbers"),
+        (["--seed", "99999999999999999999"], r"--seed: expected 0 to 2\^32 - 1"),
+        (["--resume", "latest"], "--resume latest: expected --name"),
         (["--report-to", "wandb"], "--report-to: expected tensorboard; got 'wandb'"),
     ],
 )

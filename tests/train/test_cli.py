@@ -41,6 +41,7 @@ def failure(capsys, *arguments):
         ("--model", "ViT-Z-1", "clipfast train: model: expected a .json file or one of RN50"),
         ("--train-data", "nowhere/{0..3}.tar", "clipfast train: shard nowhere/0.tar: no such file"),
         ("--batch-size", "0", "clipfast train: --batch-size: expected at least 1; got 0"),
+        ("--device", "meta", "clipfast train: --device: expected cpu or cuda; got 'meta'"),
         ("--device", "tpu!", "clipfast train: --device: expected cpu or cuda; got 'tpu!'"),
         ("--resume", "none.pt", "clipfast train: checkpoint none.pt: no such file"),
         ("--resume", "latest", "clipfast train: --resume latest: no checkpoint in"),

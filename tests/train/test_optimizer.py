@@ -10,7 +10,7 @@ from clipfast.train.optimizer import adamw, learning_rate, load_optimizer_state
 
 @pytest.fixture
 def small_model():
-    text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
     raw = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     return build_model(parse_model_config(raw))

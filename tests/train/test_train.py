@@ -16,6 +16,7 @@ import torch
 
 from clipfast.errors import UserError
 from clipfast.models.factory import create_model
+from clipfast.models.weights import read_checkpoint
 from clipfast.train import parse_args
 from clipfast.train.loop import train
 
@@ -103,8 +104,8 @@ def test_a_run_ended_inside_an_epoch_resumes_to_the_bits_of_one_uninterrupted(fl
     process.send_signal(ending)
     _, errors = process.communicate(timeout=60)
     if ending != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "state saved, go on with --name ended --resume latest" in errors
+        assert process.returncode == 128 + ending
+        assert "go on with --name ended --resume latest" in errors
     resumed = run(flags, "--name", "ended", "--resume", "latest")
     assert 0 < len(resumed.losses) < len(whole.losses)
     assert resumed.losses == whole.losses[-len(resumed.losses) :]
@@ -136,6 +137,15 @@ def test_resuming_from_an_epoch_checkpoint_gives_the_bits_of_the_run_uninterrupt
     assert_same_weights(resumed.model, whole.model)
 
 
+def test_a_convolutional_model_resumes_to_the_same_bits(flags):
+    flags = [*flags, "--model", "digits-conv", "--epochs", "1"]
+    whole = run(flags, "--name", "whole", "--save-every-steps", "4")
+    (whole.folder.checkpoints / "epoch_1.pt").unlink()
+    resumed = run(flags, "--name", "whole", "--resume", "latest")
+    assert resumed.losses == whole.losses[4:]
+    assert_same_weights(resumed.model, whole.model)
+
+
 def test_a_state_that_was_half_written_is_not_taken_for_one(flags):
     whole = run(flags, "--name", "a", "--save-every-steps", "5")
     half = whole.folder.states / "step_99.partial"
@@ -148,6 +158,24 @@ def test_resuming_inside_an_epoch_with_another_batch_size_is_refused(flags):
     state = run(flags, "--name", "a", "--save-every-steps", "5").folder.states / "step_10"
     with pytest.raises(UserError, match="expected batch size 16; got 8"):
         run(flags, "--name", "b", "--resume", str(state), "--batch-size", "8")
+
+
+def test_resuming_inside_an_epoch_with_other_shards_is_refused(flags, digit_shards):
+    state = run(flags, "--name", "a", "--save-every-steps", "5").folder.states / "step_10"
+    other = str(digit_shards.folder / "test-000000.tar")
+    with pytest.raises(UserError, match="expected the shards that the state was saved under"):
+        run(flags, "--name", "b", "--resume", str(state), "--train-data", other)
+
+
+def test_a_start_that_fails_leaves_the_name_free(flags, tmp_path):
+    for bad in (["--resume", "latest"], ["--resume", str(tmp_path / "none.pt")]):
+        with pytest.raises(UserError):
+            run(flags, "--name", "a", *bad)
+    assert len(run(flags, "--name", "a").losses) == 12
+
+
+def test_an_epoch_has_as_many_samples_as_asked(flags):
+    assert len(run(flags, "--name", "a", "--train-num-samples", "40").losses) == 2 * 3
 
 
 def test_open_clip_loads_our_checkpoint_and_we_resume_open_clips(flags, tiny_model):
@@ -193,9 +221,38 @@ def test_the_scale_is_clamped_to_a_hundred(flags, tiny_model, tmp_path):
     assert summary.model.logit_scale.exp().item() <= 100.001
 
 
-def test_a_loss_that_stays_non_finite_stops_the_run_and_keeps_the_weights(flags):
+def test_a_loss_that_stays_non_finite_stops_the_run_and_no_bad_weights_are_saved(flags):
     with pytest.raises(UserError, match=r"step \d+: loss is nan; of 16 samples, .* not finite"):
         run(flags, "--name", "a", "--lr", "1e30", "--skip-scheduler", "--epochs", "20")
+    folder = Path(flags[flags.index("--logs") + 1]) / "a" / "checkpoints"
+    for saved in folder.iterdir():
+        for name, tensor in read_checkpoint(saved)["state_dict"].items():
+            assert tensor.isfinite().all(), name
+
+
+def test_a_run_that_ends_in_skipped_steps_is_no_success(flags):
+    with pytest.raises(UserError, match="steps had no finite loss"):
+        run(flags, "--name", "a", "--lr", "1e30", "--skip-scheduler", "--epochs", "1")
+
+
+def test_a_skipped_step_leaves_batch_norms_statistics_alone(flags):
+    flags = [*flags, "--model", "digits-conv", "--lr", "1e30", "--skip-scheduler"]
+    seen = []
+    original = torch.nn.BatchNorm2d.forward
+
+    def forward(self, x):
+        seen.append(self)
+        return original(self, x)
+
+    torch.nn.BatchNorm2d.forward = forward
+    try:
+        with pytest.raises(UserError, match="loss is nan"):
+            run(flags, "--name", "a", "--epochs", "20")
+    finally:
+        torch.nn.BatchNorm2d.forward = original
+    first = seen[0]
+    assert first.running_mean.isfinite().all()
+    assert first.num_batches_tracked < 3
 
 
 def test_a_truncated_checkpoint_is_named(flags, tmp_path):

@@ -27,6 +27,7 @@ BACKENDS = Op(
     modules={"cpu": _cpu, "reference": _reference},
     planned={
         "triton": "clipfast 0.1 has no Triton kernel for this op yet",
+        "cuda": "clipfast has no CUDA kernel for this op: its products are the vendor's",
         "torch": "clipfast 0.1 has no panelled PyTorch version of this op yet",
     },
 )
@@ -56,11 +57,11 @@ def contrastive_loss(
             of `text_features`.
         text_features: (N, D), of the same dtype and on the same device.
         logit_scale: the multiplier itself (already exponentiated): a number, or a tensor of one
-            element, which receives its gradient.
+            element on the features' device, which receives its gradient.
         normalize: divide each row by its L2 norm first. A zero row then stays zero and gets a
             zero gradient. False takes the rows as they are.
-        ids: (N,) int64 or None. Pairs of equal ids are not negatives of each other: they leave
-            the denominator in both directions.
+        ids: (N,) int64 on the features' device, or None. Pairs of equal ids are not negatives of
+            each other: they leave the denominator in both directions.
         label_smoothing: ε in [0, 1): each direction's target is 1 − ε on the positive plus ε
             spread evenly over all columns in the denominator, the positive among them.
         group: a torch.distributed process group; None is this process alone, the only choice in
@@ -71,7 +72,7 @@ def contrastive_loss(
         The 0-dim loss, float32 (float64 for float64 features). NaN in a feature gives NaN.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype or range.
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
         RuntimeError: the backend asked for cannot serve this call.
 
     Memory: "cpu" O(N) and one panel of similarities beyond inputs and gradients, 4 products of
@@ -121,10 +122,6 @@ def _check(
         raise TypeError(
             f"text_features: expected image_features' dtype {image.dtype}; got {text.dtype}"
         )
-    if text.device != image.device:
-        raise ValueError(
-            f"text_features: expected image_features' device {image.device}; got {text.device}"
-        )
     if not isinstance(logit_scale, Tensor):
         if not isinstance(logit_scale, (int, float)):
             raise TypeError(
@@ -137,10 +134,19 @@ def _check(
             "logit_scale: expected one floating-point element; "
             f"got shape {tuple(logit_scale.shape)}, {logit_scale.dtype}"
         )
+    if ids is not None and not isinstance(ids, Tensor):
+        raise TypeError(f"ids: expected a tensor (N,) or None; got {type(ids).__name__}")
     if ids is not None and (ids.dtype != torch.int64 or ids.shape != image.shape[:1]):
         raise ValueError(
             f"ids: expected int64 of shape ({len(image)},); got {ids.dtype}, {tuple(ids.shape)}"
         )
+    for name, other in (("text_features", text), ("logit_scale", logit_scale), ("ids", ids)):
+        if other is not None and other.device != image.device:
+            raise ValueError(
+                f"{name}: expected image_features' device {image.device}; got {other.device}"
+            )
+    if not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing: expected a number; got {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing: expected 0 ≤ ε < 1; got {label_smoothing}")
     return logit_scale

@@ -1,4 +1,4 @@
-"""Arithmetic and memory floors of the contrastive loss, for benchmarks and planning."""
+"""Arithmetic floors of the contrastive loss, for benchmarks and planning."""
 
 from __future__ import annotations
 
@@ -12,9 +12,3 @@ def contrastive_flops(n: int, d: int, backward: bool = True) -> int:
     """The least without an N×N array: one product forward, and backward that one again and the
     two gradients'."""
     return product_flops(n, d) * (4 if backward else 1)
-
-
-def contrastive_bytes(n: int, d: int, itemsize: int = 4, backward: bool = True) -> int:
-    """Inputs read once, gradients written once, and the log-sum-exps of rows and columns."""
-    features = 2 * n * d * itemsize
-    return features * (3 if backward else 1) + 2 * n * 4 * (2 if backward else 1)

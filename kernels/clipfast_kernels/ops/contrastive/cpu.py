@@ -12,6 +12,7 @@ from torch import Tensor
 from clipfast_kernels import extension
 
 _NAMESPACE = "clipfast_kernels"
+_COST = "until then the loss is dense: several N×N arrays, two to three times the time"
 
 # After the loss, float64 (N,) vectors that the backward needs: the rows' and the columns'
 # log-sum-exp, the positives' logits, and 1/‖x‖ (ones without normalisation).
@@ -107,7 +108,7 @@ def unusable(*tensors: Tensor) -> list[str]:
     """Why this backend cannot serve these tensors or, with none, this machine. Empty: it can."""
     reasons = []
     if extension.MISSING is not None:
-        reasons.append(extension.MISSING)
+        reasons.append(f"{extension.MISSING}; {_COST}")
     for device in sorted({str(t.device) for t in tensors if t.device.type != "cpu"}):
         reasons.append(f"a tensor is on {device}, and this backend is for the CPU")
     served = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}

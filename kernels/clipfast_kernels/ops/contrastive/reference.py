@@ -30,6 +30,18 @@ def contrastive_loss(
     ids: Tensor | None,
     label_smoothing: float,
 ) -> Tensor:
+    with torch.autocast(image_features.device.type, enabled=False):
+        return _loss(image_features, text_features, logit_scale, normalize, ids, label_smoothing)
+
+
+def _loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    normalize: bool,
+    ids: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     image, text = image_features.to(dtype), text_features.to(dtype)
     if normalize:
