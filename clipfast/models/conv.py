@@ -36,8 +36,8 @@ class ConvTower(nn.Module):
         super().__init__()
         if not channels or min(embed_dim, image_size, blocks, *channels) < 1:
             raise UserError(
-                "conv tower: embed_dim, image_size, blocks and every stage of channels: expected at "
-                f"least 1; got {embed_dim}, {image_size}, {blocks}, {list(channels)}"
+                "conv tower: embed_dim, image_size, blocks, channels: expected at least 1 each; "
+                f"got {embed_dim}, {image_size}, {blocks}, {list(channels)}"
             )
         self.image_size = image_size
         stages: list[nn.Module] = []
