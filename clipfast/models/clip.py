@@ -90,7 +90,9 @@ class CLIP(nn.Module):
             text = pack_padded(text)
         _check_packed(text, self.context_length)
         layout = PackedTokens.of(text.cu_seqlens, self.transformer.heads)
-        x = self.token_embedding(text.tokens) + self.positional_embedding[layout.positions]
+        x = self.token_embedding(text.tokens) + F.embedding(
+            layout.positions, self.positional_embedding
+        )
         features = self.ln_final(self.transformer(x, layout)) @ self.text_projection
         return F.normalize(features, dim=-1) if normalize else features
 

@@ -74,7 +74,7 @@ class PackedTokens(NamedTuple):
         """(T, 3·W) -> (T, W). Padding follows every real token, so the causal mask hides it."""
         q, k, v = _split_heads(self._pad(qkv_TW), 3, self.heads)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return _merge_heads(out).flatten(0, 1)[self.places]
+        return _merge_heads(out).flatten(0, 1).index_select(0, self.places)
 
     def attend_pooled(self, q_BW: Tensor, kv_TW: Tensor) -> Tensor:
         """(B, W), (T, 2·W) -> (B, W)."""
@@ -85,7 +85,7 @@ class PackedTokens(NamedTuple):
         return _merge_heads(out)[:, 0]
 
     def pooled(self, x_TW: Tensor) -> Tensor:
-        return x_TW[self.last]
+        return x_TW.index_select(0, self.last)
 
     def _pad(self, x_TW: Tensor) -> Tensor:
         batch, width = len(self.lengths), x_TW.shape[1]

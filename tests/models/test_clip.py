@@ -4,6 +4,7 @@ and weights go out and come back."""
 import pytest
 import torch
 import torch.nn.functional as F
+from clipfast_kernels import contrastive_loss
 
 from clipfast import PackedText, create_model, load_checkpoint, save_checkpoint, tokenize
 from clipfast.errors import UserError
@@ -41,6 +42,21 @@ def test_a_caption_is_encoded_the_same_alone_and_among_longer_ones(model):
     for row, caption in enumerate(CAPTIONS):
         alone = model.encode_text(tokenize([caption], 32, packed=True))[0]
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_repeated_steps_give_the_same_gradient_bits():
+    """Indexing a parameter, whose gradient torch adds up in any order of the threads, does not."""
+    model = create_model("digits-conv").train()
+    images = torch.randn(128, 3, 32, 32)
+    text = tokenize([f"a {c} handwritten seven" for c in ("red", "dark blue")] * 64, packed=True)
+    runs = []
+    for _ in range(6):
+        model.zero_grad()
+        features = model.encode_image(images), model.encode_text(text)
+        contrastive_loss(*features, model.logit_scale.exp()).backward()
+        runs.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, first in runs[0].items():
+        assert all(torch.equal(run[name], first) for run in runs), name
 
 
 def test_the_one_token_last_block_equals_the_whole_block():
