@@ -10,6 +10,7 @@ from torch import nn
 
 from clipfast.models.factory import create_model
 from clipfast.models.transformer import QuickGELU
+from clipfast.models.weights import save_checkpoint
 
 CAPTIONS = ["a dog", "a photo of a very small cat on a mat, sleeping", "word " * 100, ""]
 
@@ -85,3 +86,13 @@ def test_quickgelu_models_use_the_activation_of_openais_weights():
         model = create_model("ViT-B-32-quickgelu")
     for transformer in (model.transformer, model.visual.transformer):
         assert isinstance(transformer.blocks()[0].mlp.gelu, QuickGELU)
+
+
+def test_open_clips_own_loader_takes_our_checkpoint(pair, tmp_path):
+    _, ours = pair
+    name = "RN50" if hasattr(ours.visual, "attnpool") else "ViT-B-32"
+    content = {"epoch": 1, "name": "x", "state_dict": ours.state_dict(), "optimizer": {}}
+    save_checkpoint(tmp_path / "epoch_1.pt", content)
+    loaded = open_clip.create_model(name, pretrained=str(tmp_path / "epoch_1.pt"))
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[key]), key

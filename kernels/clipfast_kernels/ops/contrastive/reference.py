@@ -30,28 +30,17 @@ def contrastive_loss(
     ids: Tensor | None,
     label_smoothing: float,
 ) -> Tensor:
-    with torch.autocast(image_features.device.type, enabled=False):
-        return _loss(image_features, text_features, logit_scale, normalize, ids, label_smoothing)
-
-
-def _loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    normalize: bool,
-    ids: Tensor | None,
-    label_smoothing: float,
-) -> Tensor:
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
-    image, text = image_features.to(dtype), text_features.to(dtype)
-    if normalize:
-        image, text = unit_rows(image), unit_rows(text)
-    logits_NN = logit_scale.to(dtype).reshape(()) * (image @ text.T)
-    kept = kept_pairs(logits_NN, ids)
-    return (
-        one_direction(logits_NN, kept, label_smoothing)
-        + one_direction(logits_NN.T, kept, label_smoothing)
-    ) / 2
+    with torch.autocast(image_features.device.type, enabled=False):
+        image, text = image_features.to(dtype), text_features.to(dtype)
+        if normalize:
+            image, text = unit_rows(image), unit_rows(text)
+        logits_NN = logit_scale.to(dtype).reshape(()) * (image @ text.T)
+        kept = kept_pairs(logits_NN, ids)
+        return (
+            one_direction(logits_NN, kept, label_smoothing)
+            + one_direction(logits_NN.T, kept, label_smoothing)
+        ) / 2
 
 
 def kept_pairs(logits_NN: Tensor, ids: Tensor | None) -> Tensor:
