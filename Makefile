@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# What the figures in README and CI ran with; pyproject.toml says what is allowed.
+TORCH ?= torch==2.15.0 torchvision==0.29.2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -61,7 +63,7 @@ $(VENV)/.made:
 
 $(VENV)/.torch: $(VENV)/.made
 	@echo "set-up 2/4: torch (some minutes; about 3 GB)"
-	$(PIP) "setuptools>=77" "torch>=2.10" "torchvision>=0.25"
+	$(PIP) "setuptools>=77" $(TORCH)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
