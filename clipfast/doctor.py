@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
@@ -22,7 +21,7 @@ def doctor(arguments: Sequence[str]) -> int:
     """Prints both tables; always 0, for a missing part is no error."""
     parser = argparse.ArgumentParser(prog="clipfast doctor", description=__doc__)
     parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(width=shutil.get_terminal_size((110, 40)).columns, highlight=False)
     console.print(_parts_table())
     console.print(_backends_table())
     return 0
