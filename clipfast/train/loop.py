@@ -209,7 +209,7 @@ class _Run:
                 f"the last {self.skipped_in_a_row} steps had no finite loss; expected one; stopped "
                 f"without saving, the last checkpoint in {self.folder.path} stands"
             )
-        replaced = f"{self.rejected} unusable samples replaced, listed in quarantine.jsonl"
+        replaced = f"unusable samples replaced: {self.rejected}, listed in quarantine.jsonl"
         logger.info(
             f"done: {self.args.epochs} epochs; {replaced if self.rejected else 'no faults'}"
         )

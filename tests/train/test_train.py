@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 
+from clipfast.data.shards import ShardWriter
 from clipfast.errors import UserError
 from clipfast.models.factory import create_model
 from clipfast.models.weights import read_checkpoint
@@ -172,6 +173,23 @@ def test_a_start_that_fails_leaves_the_name_free(flags, tmp_path):
         with pytest.raises(UserError):
             run(flags, "--name", "a", *bad)
     assert len(run(flags, "--name", "a").losses) == 12
+
+
+def test_a_corrupt_sample_is_replaced_counted_and_listed_and_training_goes_on(
+    flags, digit_shards, tmp_path
+):
+    good = digit_shards.samples("train")
+    with ShardWriter(tmp_path / "faulty", "x", samples_per_shard=100) as writer:
+        for number in range(31):
+            writer.write(good.read(number).image, good.read(number).caption.decode())
+        writer.write(good.read(31).image[:300], "a truncated image")
+    folder = run(flags, "--name", "a", "--train-data", str(writer.shards[0])).folder
+    (entry,) = map(json.loads, (folder.path / "quarantine.jsonl").read_text().splitlines())
+    assert entry["shard"] == str(writer.shards[0])
+    assert entry["key"] == "000000031"
+    assert entry["offset"] > 0
+    assert "image" in entry["reason"]
+    assert "unusable samples replaced: 1, listed in quarantine.jsonl" in folder.log.read_text()
 
 
 def test_an_epoch_has_as_many_samples_as_asked(flags):
