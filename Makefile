@@ -11,13 +11,15 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off --quiet
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: help demo doctor test test-slow bench lint format clean
+.PHONY: help demo doctor test test-slow test-asan bench resources lint format clean
 
 help:
 	@echo "make demo       train a small CLIP on real handwriting and test it zero-shot"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take minutes"
+	@echo "make test-asan  run the C++ kernels' tests under AddressSanitizer"
 	@echo "make bench      measure against open_clip on this machine"
+	@echo "make resources  what the Triton kernels compile to, for four kinds of GPU"
 	@echo "make doctor     what this machine has, and which backend serves what"
 	@echo "make lint       ruff, clang-format and mypy; make format mends what they can"
 	@echo "make clean      remove .venv and everything built"
@@ -33,13 +35,29 @@ test test-slow: export GOMP_SPINCOUNT = 5000
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow" $(ARGS)
+	TRITON_INTERPRET=1 $(RUN) -m pytest tests/kernels -k "triton and not compiles" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow $(ARGS)
 
+# The C++ under AddressSanitizer and UBSan, built beside the installed one; Python itself leaks.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+ASAN := build/asan
+
+test-asan: $(VENV)/.dev
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+		$(RUN) setup.py --quiet build --build-lib $(ASAN) --build-temp $(ASAN)-objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(ASAN) \
+		$(RUN) -m pytest tests/kernels -k "cpu or instruction_set" $(ARGS)
+
 bench: $(VENV)/.dev
 	mkdir -p bench/results
 	$(RUN) -m pytest bench --benchmark-json=bench/results/latest.json $(ARGS)
+
+# Registers, shared memory and instructions of every Triton kernel, compiled without a GPU.
+resources: $(VENV)/.dev
+	$(RUN) -m clipfast_bench.triton_resources
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check

@@ -8,6 +8,7 @@ source does not compile, the install succeeds without it. The reason is printed 
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -22,11 +23,19 @@ from setuptools.command.build_ext import build_ext
 
 NAME = "clipfast_kernels._C"
 RECORD = "_build.json"
-SOURCES = ["csrc/extension.cpp", "csrc/cpu/contrastive.cpp"]
+SOURCES = [
+    "csrc/extension.cpp",
+    "csrc/cpu/contrastive.cpp",
+    "csrc/cpu/sigmoid.cpp",
+    "csrc/cpu/similarity.cpp",
+]
 HEADERS = [
-    "csrc/cpu/contrastive_prepare.h",
     "csrc/cpu/contrastive_tile.h",
+    "csrc/cpu/logits.h",
+    "csrc/cpu/prepare.h",
+    "csrc/cpu/sigmoid_tile.h",
     "csrc/cpu/simd.h",
+    "csrc/cpu/similarity_tile.h",
     "csrc/cpu/sweep.h",
 ]
 # torch's stable ABI of 2.10 and Python's of 3.11: one binary for these and everything newer.
@@ -155,7 +164,12 @@ def check_compiler_works(compiler: str) -> None:
 def build_key(torch: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     key = hashlib.sha256(
-        repr((sys.platform, platform.machine(), FLAGS, MACROS, read_version(torch))).encode()
+        repr(
+            (
+                *(sys.platform, platform.machine(), FLAGS, MACROS, read_version(torch)),
+                *(os.environ.get(name) for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")),
+            )
+        ).encode()
         + version
     )
     for path in [*SOURCES, *HEADERS]:

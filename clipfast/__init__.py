@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clipfast.data.tokenizer import tokenize
     from clipfast.eval.zero_shot import zero_shot_classifier
+    from clipfast.losses import ClipLoss, SigLipLoss
     from clipfast.models.factory import create_model
     from clipfast.models.weights import load_checkpoint, save_checkpoint
     from clipfast.packed_text import PackedText
 
 __version__ = "0.1.0"
 __all__ = [
+    "ClipLoss",
     "PackedText",
+    "SigLipLoss",
     "create_model",
     "load_checkpoint",
     "save_checkpoint",
@@ -25,7 +28,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "ClipLoss": "clipfast.losses",
     "PackedText": "clipfast.packed_text",
+    "SigLipLoss": "clipfast.losses",
     "create_model": "clipfast.models.factory",
     "load_checkpoint": "clipfast.models.weights",
     "save_checkpoint": "clipfast.models.weights",

@@ -1,14 +1,17 @@
-// Computes: the softmax contrastive (CLIP) loss over N pairs and its gradient, with no N×N array.
-//     x̂ = x/‖x‖ (or x), z = s · x̂ ŷᵀ; A_i = {j : j == i or ids_j != ids_i}; w_i = ε/|A_i|
-//     Lr_i = log Σ_{j∈A_i} e^{z_ij}, Lc_j = log Σ_{i∈A_j} e^{z_ij}
-//     loss = [Σ_i (Lr_i + Lc_i - 2(1-ε) z_ii) - Σ_{allowed} z_ij (w_i + w_j)] / 2N
-//     G_ij = [e^{z_ij-Lr_i} + e^{z_ij-Lc_j} - 2(1-ε)δ_ij - w_i - w_j] / 2N where allowed, else 0
-//     d_x̂ = s G ŷ, d_ŷ = s Gᵀ x̂, d_x = (d_x̂ - (x̂·d_x̂) x̂)/‖x‖, d_s = Σ_i x̂_i · (G ŷ)_i
-// Owns: one process's whole batch; a task owns a chunk of rows of one tile (sweep.h).
-// FLOPs: 2 N² D forward, 6 N² D backward (the logits again, then two products); one exponential
-//     per pair in each, or two where one reference does not serve all (contrastive_tile.h).
+// Computes: the softmax contrastive (CLIP) loss's sweeps over a block of n rows and N columns of
+// the pair matrix, with no n×N array. Row i's positive is column p(i) = offset + i.
+//     x̂ = x/‖x‖ (or x), z = s · x̂ ŷᵀ; a pair is kept if it is a positive or its ids differ
+//     row_nll_i = log(1 + Σ_{kept j ≠ p(i)} e^{z_ij - z_i,p(i)}), col_nll likewise over columns
+//     H_ij = e^{z_ij-Lr_i} + e^{z_ij-Lc_j} - w_i - w_j where kept, less 2(1-ε) at a positive
+//     d_x̂ = f s H ŷ, d_ŷ = f s Hᵀ x̂, d_x = (d_x̂ - (x̂·d_x̂) x̂)/‖x‖, d_s = f Σ_i x̂_i · (H ŷ)_i
+//   where Lr and Lc are the log-sum-exps of the whole problem, w = ε/|kept| of label smoothing and
+//   f a factor of the caller's. The loss itself is put together in ops/contrastive/operator.py.
+// Owns: a task owns a chunk of rows of one tile (sweep.h).
+// FLOPs: 2 n N D forward, 6 n N D backward, 4 where the columns' gradient is not wanted; one
+//     exponential per pair in each, or two where one reference does not serve all
+//     (contrastive_tile.h).
 // Bytes: the features once per row or column of tiles. Beyond inputs and outputs one tile (16 MiB
-//     in float) and O(N) vectors: the inverse norms enter in the epilogues, so that neither
+//     in float) and O(n + N) vectors: the inverse norms enter in the epilogues, so that neither
 //     normalised nor scaled features are stored.
 // Accumulates in: float products (torch's mm), float within a tile's row, double across tiles.
 // Deterministic: yes; every sum has one owner and a fixed order. Only torch's mm may depend on the
@@ -22,7 +25,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "contrastive_prepare.h"
+#include "prepare.h"
 
 #define SIMD_LEVEL 0
 #include "contrastive_tile.h"
@@ -42,68 +45,70 @@
 namespace clipfast {
 namespace {
 
-using torch::headeronly::ScalarType;
-
-// The four epilogues of one instruction set.
 template <typename T>
-struct Epilogues {
-    void (*forward_shared)(const Tile<T>&, const ForwardChunk<T>&, int64_t, int64_t);
-    void (*forward_running)(const Tile<T>&, const ForwardChunk<T>&, int64_t, int64_t);
-    void (*backward_shared)(const Tile<T>&, const BackwardChunk<T>&, int64_t, int64_t);
-    void (*backward_running)(const Tile<T>&, const BackwardChunk<T>&, int64_t, int64_t);
-};
-
-template <typename T>
-Epilogues<T> epilogues() {
+ContrastiveEpilogues<T> epilogues() {
     if constexpr (std::is_same_v<T, double>) {
-        using namespace baseline_double;
-        return {forward_shared, forward_running, backward_rows<true>, backward_rows<false>};
+        return baseline_double::contrastive_epilogues();
     } else {
 #if CLIPFAST_X86
-        if (simd_level() == SimdLevel::kAvx512) {
-            using namespace avx512_float;
-            return {forward_shared, forward_running, backward_rows<true>, backward_rows<false>};
-        }
-        if (simd_level() == SimdLevel::kAvx2) {
-            using namespace avx2_float;
-            return {forward_shared, forward_running, backward_rows<true>, backward_rows<false>};
-        }
+        if (simd_level() == SimdLevel::kAvx512) return avx512_float::contrastive_epilogues();
+        if (simd_level() == SimdLevel::kAvx2) return avx2_float::contrastive_epilogues();
 #endif
-        using namespace baseline_float;
-        return {forward_shared, forward_running, backward_rows<true>, backward_rows<false>};
+        return baseline_float::contrastive_epilogues();
     }
 }
 
-// Running sums of both directions, of e^{z - reference}: against one reference for all, or against
-// each row's and column's maximum so far.
+constexpr double kLn2 = 0.6931471805599453;
+
+// A common reference c = halvings · ln2 for all exponentials: no z exceeds c + 80, so no sum
+// overflows, and no row's or column's maximum is below c - 60, so that what underflows (c - 87) is
+// below 1e-11 of every sum. Zero where that is possible, nothing where no c will do.
+std::optional<int> shared_reference(double largest, double smallest_maximum) {
+    const double least = std::ceil((largest - 80) / kLn2);
+    const double most = std::floor((smallest_maximum + 60) / kLn2);
+    if (!(least <= most)) return std::nullopt;
+    const double halvings = std::clamp(0.0, least, most);
+    // The exponential's reduction is exact for so many multiples of ln2.
+    return std::abs(halvings) < 4096 ? std::optional<int>(halvings) : std::nullopt;
+}
+
+// -log p of the positive, log(1 + Σ_{others} e^{z - z⁺}), from others = Σ e^{z - reference}:
+// exact 0 without others.
+double negative_log_likelihood(double others, double reference, double positive) {
+    if (others == 0) return 0;
+    const double shift = reference - positive;
+    return shift < 600 ? std::log1p(others * std::exp(shift)) : shift + std::log(others);
+}
+
+// Running sums over negatives, of e^{z - reference}: against one reference for all, or against each
+// row's and column's maximum so far.
 template <typename T>
 struct Sums {
     std::optional<int> halvings;
-    std::vector<double> row, col, smoothed;  // (n,), (N,), (n,)
-    std::vector<T> row_max, col_max;         // (n,), (N,)
-    std::vector<T> chunk_sum, chunk_max;     // (chunks, cols) of one tile
+    std::vector<double> row, col;         // (n,), (N,); col and all of columns only if wanted
+    std::vector<T> row_max, col_max;      // (n,), (N,)
+    std::vector<T> chunk_sum, chunk_max;  // (chunks, cols) of one tile
 
-    Sums(int64_t n, std::optional<int> shared, const Sweep<T>& sweep)
-        : halvings(shared), row(n, 0), col(n, 0), smoothed(n, 0) {
-        const int64_t chunks = (sweep.max_tile_rows() + kChunkRows - 1) / kChunkRows;
-        chunk_sum.resize(chunks * sweep.max_tile_cols());
+    Sums(const Block& block, std::optional<int> shared, const Sweep<T>& sweep)
+        : halvings(shared), row(block.rows(), 0) {
+        const T lowest = std::numeric_limits<T>::lowest();
+        if (!halvings) row_max.resize(block.rows(), lowest);
+        if (!block.symmetric) return;
+        col.resize(block.cols(), 0);
+        chunk_sum.resize(sweep.max_chunks() * sweep.tile_cols());
         if (halvings) return;
         chunk_max.resize(chunk_sum.size());
-        row_max.resize(n, std::numeric_limits<T>::lowest());
-        col_max.resize(n, std::numeric_limits<T>::lowest());
+        col_max.resize(block.cols(), lowest);
     }
 
-    double row_reference(int64_t i) const { return halvings ? *halvings * kLn2 : row_max[i]; }
-    double col_reference(int64_t j) const { return halvings ? *halvings * kLn2 : col_max[j]; }
-
     ForwardChunk<T> chunk(const Pairs<T>& pairs, const Tile<T>& tile, int64_t index) {
+        const int64_t at = index * tile.cols;
         return {pairs,
                 halvings.value_or(0),
                 row.data(),
                 row_max.data(),
-                smoothed.data(),
-                chunk_sum.data() + index * tile.cols,
-                halvings ? nullptr : chunk_max.data() + index * tile.cols};
+                chunk_sum.empty() ? nullptr : chunk_sum.data() + at,
+                chunk_max.empty() ? nullptr : chunk_max.data() + at};
     }
 
     // Adds the tile's column sums, chunk after chunk.
@@ -123,92 +128,85 @@ struct Sums {
             }
         });
     }
+
+    void likelihoods(const std::vector<double>& sums, const std::vector<T>& maxima, const double* z,
+                     Tensor& nll) const {
+        double* to = nll.mutable_data_ptr<double>();
+        for (size_t i = 0; i < sums.size(); ++i) {
+            to[i] = negative_log_likelihood(sums[i], halvings ? *halvings * kLn2 : maxima[i], z[i]);
+        }
+    }
 };
 
-double to_double(const Tensor& scalar) {
-    return *torch::stable::to(scalar, ScalarType::Double).const_data_ptr<double>();
-}
-
-void fill_nan(const std::vector<Tensor>& tensors) {
-    for (const Tensor& t : tensors) {
-        torch::stable::fill_(t, std::numeric_limits<double>::quiet_NaN());
-    }
-}
-
-// Calls body(i, place) for every diagonal element i of the whole matrix that lies in the tile.
-template <typename T, typename Body>
-void each_positive(const Tile<T>& tile, const Body& body) {
-    const int64_t last = std::min(tile.row + tile.rows, tile.col + tile.cols);
-    for (int64_t i = std::max(tile.row, tile.col); i < last; ++i) {
-        body(i, tile.line(i - tile.row)[i - tile.col]);
-    }
-}
-
-// Everything that forward and backward both derive from the inputs.
+// Whether no negative exceeds the positive; both logits as the tile's arithmetic rounds them.
 template <typename T>
-struct Problem {
-    Targets<T> target;
-    SplitFactors<T> row, col;
+void hits(const std::vector<T>& positive, const std::vector<T>& maxima, Tensor& hit) {
+    bool* to = hit.mutable_data_ptr<bool>();
+    for (size_t i = 0; i < maxima.size(); ++i) to[i] = positive[i] >= maxima[i];
+}
 
-    Problem(const std::optional<Tensor>& ids, double label_smoothing, double scale,
-            const double* image_inv_norm, const double* text_inv_norm, int64_t n)
-        : target(targets<T>(ids, n, label_smoothing)),
-          row(split<T>(image_inv_norm, scale, n)),
-          col(split<T>(text_inv_norm, 1.0, n)) {}
-
-    Pairs<T> pairs() const {
-        return {{row.value.data(), row.error.data()},
-                {col.value.data(), col.error.data()},
-                target.group.data(),
-                target.smoothing.data()};
-    }
-};
-
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor>;
 
 template <typename T>
-ForwardResult forward(const Tensor& image, const Tensor& text, double scale,
-                      const std::optional<Tensor>& ids, bool normalize, double label_smoothing) {
-    const int64_t n = image.size(0);
-    const auto vector = [&] { return torch::stable::new_empty(image, {n}, ScalarType::Double); };
-    Tensor loss = torch::stable::new_empty(image, {});
-    Tensor image_lse = vector(), text_lse = vector(), positive = vector();
-    Tensor image_inv_norm = vector(), text_inv_norm = vector();
-    double* a = image_inv_norm.mutable_data_ptr<double>();
-    double* b = text_inv_norm.mutable_data_ptr<double>();
+ForwardResult forward(const Block& block, bool top1) {
+    const int64_t n = block.rows();
+    const auto vector = [&](int64_t size, ScalarType type = ScalarType::Double) {
+        return torch::stable::new_empty(block.x, {size}, type);
+    };
+    const int64_t wanted_cols = block.symmetric ? block.cols() : 0;
+    Tensor row_nll = vector(n), col_nll = vector(wanted_cols), positive = vector(n);
+    Tensor x_inv_norm = vector(n), y_inv_norm = vector(block.cols());
+    Tensor row_hit = vector(top1 ? n : 0, ScalarType::Bool);
+    Tensor col_hit = vector(top1 ? wanted_cols : 0, ScalarType::Bool);
+    const ForwardResult result{row_nll,    col_nll, positive, x_inv_norm,
+                               y_inv_norm, row_hit, col_hit};
+    double* a = x_inv_norm.mutable_data_ptr<double>();
+    double* b = y_inv_norm.mutable_data_ptr<double>();
     double* z = positive.mutable_data_ptr<double>();
-    const ForwardResult result{loss, image_lse, text_lse, positive, image_inv_norm, text_inv_norm};
-    const LogitRange range = measure<T>(image, text, scale, normalize, a, b);
+    const LogitRange range = measure<T>(block, a, b);
     if (!range.finite) {  // said once, here, so that no clamp or comparison below can hide it
-        fill_nan({loss, image_lse, text_lse, positive});
+        fill_nan({row_nll, col_nll, positive, x_inv_norm, y_inv_norm});
+        torch::stable::zero_(row_hit);
+        torch::stable::zero_(col_hit);
         return result;
     }
-    const Problem<T> problem(ids, label_smoothing, scale, a, b, n);
-    const std::optional<int> halvings = shared_reference(range.largest, range.smallest_positive);
-    const auto epilogue = halvings ? epilogues<T>().forward_shared : epilogues<T>().forward_running;
-    Sweep<T> sweep(image, text);
-    Sums<T> sums(n, halvings, sweep);
+    const Problem<T> problem(block, a, b);
+    const Pairs<T> pairs = problem.pairs();
+    // Only the running way knows the largest negatives.
+    const std::optional<int> halvings =
+        top1 ? std::nullopt : shared_reference(range.largest, range.smallest_positive);
+    const auto epilogue = halvings ? epilogues<T>().forward_shared[block.symmetric]
+                                   : epilogues<T>().forward_running[block.symmetric];
+    std::vector<T> rounded_positive(n);
+    Sweep<T> sweep(block.x, block.y);
+    Sums<T> sums(block, halvings, sweep);
     sweep.forward([&](const Tile<T>& tile) {
-        each_positive(tile, [&](int64_t i, T& d) { z[i] = scale * d * a[i] * b[i]; });
-        parallel_rows(tile, [&](int64_t chunk, int64_t begin, int64_t end) {
-            epilogue(tile, sums.chunk(problem.pairs(), tile, chunk), begin, end);
+        each_positive(tile, block.offset, [&](int64_t i, T& d) {
+            z[i] = block.scale * d * a[i] * b[block.offset + i];
+            const T left = d * pairs.row.value[i];
+            rounded_positive[i] = left * pairs.col.value[block.offset + i];
         });
-        sums.merge_columns(tile);
+        parallel_rows(tile, [&](int64_t chunk, int64_t begin, int64_t end) {
+            epilogue(tile, sums.chunk(pairs, tile, chunk), begin, end);
+        });
+        if (block.symmetric) sums.merge_columns(tile);
     });
-    double total = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const double row = negative_log_likelihood(sums.row[i], sums.row_reference(i), z[i]);
-        const double col = negative_log_likelihood(sums.col[i], sums.col_reference(i), z[i]);
-        image_lse.mutable_data_ptr<double>()[i] = z[i] + row;
-        text_lse.mutable_data_ptr<double>()[i] = z[i] + col;
-        // z_ii itself has the smoothed weight 2ε - 2w_i, which `smoothed` leaves out.
-        const double weight = 2 * (label_smoothing - problem.target.weight[i]);
-        total += row + col + weight * z[i] - sums.smoothed[i];
+    sums.likelihoods(sums.row, sums.row_max, z, row_nll);
+    sums.likelihoods(sums.col, sums.col_max, z, col_nll);
+    if (top1) {
+        hits(rounded_positive, sums.row_max, row_hit);
+        hits(rounded_positive, sums.col_max, col_hit);
     }
-    *loss.mutable_data_ptr<T>() = T(total / (2.0 * n));
     return result;
 }
+
+// The backward's vectors, float64: SoftmaxSaved in ops/block.py.
+struct Saved {
+    const Tensor &x_inv_norm, &y_inv_norm, &row_lse, &col_lse, &positive;
+    const std::optional<Tensor>&row_smoothing, &col_smoothing;
+    double label_smoothing;
+};
 
 // The vectors that backward_shared or backward_running want.
 template <typename T>
@@ -216,13 +214,13 @@ struct Terms {
     std::optional<int> halvings;
     std::vector<T> row, col, row_low, col_low;
 
-    Terms(const double* row_lse, const double* col_lse, int64_t n) {
-        const auto [row_min, row_max] = std::minmax_element(row_lse, row_lse + n);
-        const auto [col_min, col_max] = std::minmax_element(col_lse, col_lse + n);
-        // No allowed logit exceeds its row's log-sum-exp, so the largest of them bounds them all.
+    Terms(const double* row_lse, int64_t rows, const double* col_lse, int64_t cols) {
+        const auto [row_min, row_max] = std::minmax_element(row_lse, row_lse + rows);
+        const auto [col_min, col_max] = std::minmax_element(col_lse, col_lse + cols);
+        // No kept logit exceeds its row's log-sum-exp, so the largest of them bounds them all.
         halvings = shared_reference(std::max(*row_max, *col_max), std::min(*row_min, *col_min));
-        fill(row_lse, n, row, row_low);
-        fill(col_lse, n, col, col_low);
+        fill(row_lse, rows, row, row_low);
+        fill(col_lse, cols, col, col_low);
     }
 
     void fill(const double* lse, int64_t n, std::vector<T>& term, std::vector<T>& low) const {
@@ -235,106 +233,106 @@ struct Terms {
     }
 };
 
+// Label smoothing's weights of rows or columns; zeros without it.
+std::vector<double> weights(const std::optional<Tensor>& smoothing, int64_t n) {
+    if (!smoothing.has_value()) return std::vector<double>(n, 0);
+    const double* w = smoothing->const_data_ptr<double>();
+    return std::vector<double>(w, w + n);
+}
+
+bool all_finite(const Tensor& vector) {
+    const double* v = vector.const_data_ptr<double>();
+    return std::all_of(v, v + vector.size(0), [](double value) { return std::isfinite(value); });
+}
+
 template <typename T>
-BackwardResult backward(double d_loss, const Tensor& image, const Tensor& text,
-                        const Tensor& logit_scale, const std::optional<Tensor>& ids, bool normalize,
-                        double label_smoothing, const Tensor& image_lse, const Tensor& text_lse,
-                        const Tensor& positive, const Tensor& image_inv_norm,
-                        const Tensor& text_inv_norm) {
-    const int64_t n = image.size(0);
-    const double scale = to_double(logit_scale);
-    Tensor d_image = torch::stable::empty_like(image), d_text = torch::stable::empty_like(text);
-    Tensor d_scale = torch::stable::empty_like(logit_scale);
-    const double* row_lse = image_lse.const_data_ptr<double>();
-    const double* col_lse = text_lse.const_data_ptr<double>();
-    const double* z = positive.const_data_ptr<double>();
-    const double* a = image_inv_norm.const_data_ptr<double>();
-    const double* b = text_inv_norm.const_data_ptr<double>();
-    if (std::isnan(row_lse[0])) {  // the forward makes all of them NaN or none
-        fill_nan({d_image, d_text, d_scale});
-        return {d_image, d_text, d_scale};
+BackwardResult backward(const Block& block, const Saved& saved, double factor) {
+    const int64_t n = block.rows();
+    Tensor d_x = torch::stable::empty_like(block.x);
+    Tensor d_y = block.symmetric ? torch::stable::empty_like(block.y)
+                                 : torch::stable::new_empty(block.y, {0});
+    Tensor d_scale = torch::stable::new_empty(block.x, {}, ScalarType::Double);
+    bool finite = true;  // the forward of any rank may have met a NaN
+    for (const Tensor* v : {&saved.x_inv_norm, &saved.y_inv_norm, &saved.row_lse, &saved.col_lse}) {
+        finite = finite && all_finite(*v);
     }
-    const Problem<T> problem(ids, label_smoothing, scale, a, b, n);
+    if (!finite || !all_finite(saved.positive)) {
+        fill_nan({d_x, d_y, d_scale});
+        return {d_x, d_y, d_scale};
+    }
+    const double* row_lse = saved.row_lse.const_data_ptr<double>();
+    const double* col_lse = saved.col_lse.const_data_ptr<double>();
+    const double* z = saved.positive.const_data_ptr<double>();
+    const double* a = saved.x_inv_norm.const_data_ptr<double>();
+    const double* b = saved.y_inv_norm.const_data_ptr<double>();
+    const Problem<T> problem(block, a, b);
     const SplitFactors<T> inv_norm = split<T>(a, 1.0, n);
-    const Terms<T> terms(row_lse, col_lse, n);
+    const Terms<T> terms(row_lse, n, col_lse, block.cols());
+    const std::vector<double> row_weight = weights(saved.row_smoothing, n);
+    const std::vector<double> col_weight = weights(saved.col_smoothing, block.cols());
+    const std::vector<T> row_smoothing(row_weight.begin(), row_weight.end());
+    const std::vector<T> col_smoothing(col_weight.begin(), col_weight.end());
     const BackwardChunk<T> chunk{
-        problem.pairs(),  inv_norm.value.data(), terms.halvings.value_or(0), terms.row.data(),
-        terms.col.data(), terms.row_low.data(),  terms.col_low.data()};
+        problem.pairs(),      inv_norm.value.data(),      row_smoothing.data(),
+        col_smoothing.data(), terms.halvings.value_or(0), terms.row.data(),
+        terms.col.data(),     terms.row_low.data(),       terms.col_low.data()};
     const auto epilogue =
         terms.halvings ? epilogues<T>().backward_shared : epilogues<T>().backward_running;
-    Sweep<T>(image, text).backward(d_image, d_text, [&](const Tile<T>& tile) {
+    Sweep<T> sweep(block.x, block.y);
+    sweep.gradient(d_x, block.symmetric ? &d_y : nullptr, [&](const Tile<T>& tile) {
         parallel_rows(
             tile, [&](int64_t, int64_t begin, int64_t end) { epilogue(tile, chunk, begin, end); });
-        each_positive(tile, [&](int64_t i, T& h) {
+        each_positive(tile, block.offset, [&](int64_t i, T& h) {
+            const int64_t j = block.offset + i;
             // p - 1 as expm1: a well-learned pair's gradient does not drown in rounding.
-            const double g = std::expm1(z[i] - row_lse[i]) + std::expm1(z[i] - col_lse[i]) +
-                             2 * (label_smoothing - problem.target.weight[i]);
-            h = T(g * a[i] * b[i]);
+            const double g = std::expm1(z[i] - row_lse[i]) + std::expm1(z[i] - col_lse[j]) +
+                             2 * saved.label_smoothing - row_weight[i] - col_weight[j];
+            h = T(g * a[i] * b[j]);
         });
     });
-    const double share = d_loss / (2.0 * n);
-    const double along = finish_gradient<T>(image, a, normalize, scale * share, d_image);
-    finish_gradient<T>(text, b, normalize, scale * share, d_text);
-    torch::stable::fill_(d_scale, share * along);
-    return {d_image, d_text, d_scale};
+    const double scaled = block.scale * factor;
+    const double along = finish_gradient<T>(block.x, a, block.normalize, scaled, d_x);
+    if (block.symmetric) finish_gradient<T>(block.y, b, block.normalize, scaled, d_y);
+    torch::stable::fill_(d_scale, factor * along);
+    return {d_x, d_y, d_scale};
 }
 
-void check_inputs(const Tensor& image, const Tensor& text, const Tensor& logit_scale,
-                  const std::optional<Tensor>& ids) {
-    STD_TORCH_CHECK(image.dim() == 2 && text.dim() == 2,
-                    "contrastive_loss: image and text must be (N, D), got ", image.dim(), " and ",
-                    text.dim(), " dimensions.");
-    STD_TORCH_CHECK(image.size(0) == text.size(0) && image.size(1) == text.size(1),
-                    "contrastive_loss: image and text must have one shape, got (", image.size(0),
-                    ", ", image.size(1), ") and (", text.size(0), ", ", text.size(1), ").");
-    STD_TORCH_CHECK(
-        image.size(0) >= 1 && image.size(0) < (int64_t(1) << 31) && image.size(1) >= 1,
-        "contrastive_loss: image must have 1 to 2^31 - 1 rows and at least 1 column, got (",
-        image.size(0), ", ", image.size(1), ").");
-    const ScalarType dtype = image.scalar_type();
-    STD_TORCH_CHECK(
-        (dtype == ScalarType::Float || dtype == ScalarType::Double) && text.scalar_type() == dtype,
-        "contrastive_loss: image and text must both be float32 or both float64.");
-    STD_TORCH_CHECK(image.is_cpu() && text.is_cpu() && logit_scale.is_cpu(),
-                    "contrastive_loss: image, text and logit_scale must be on the CPU.");
-    STD_TORCH_CHECK(image.is_contiguous() && text.is_contiguous(),
-                    "contrastive_loss: image and text must be contiguous.");
-    STD_TORCH_CHECK(logit_scale.numel() == 1,
-                    "contrastive_loss: logit_scale must have 1 element, got ", logit_scale.numel(),
-                    ".");
-    if (ids.has_value()) {
-        STD_TORCH_CHECK(
-            ids->scalar_type() == ScalarType::Long && ids->is_cpu() && ids->is_contiguous() &&
-                ids->dim() == 1 && ids->size(0) == image.size(0),
-            "contrastive_loss: ids must be contiguous int64 (N,) on the CPU, N = ", image.size(0),
-            ".");
-    }
+constexpr const char* kOp = "contrastive_loss";
+
+void check_saved(const Tensor& vector, int64_t size) {
+    STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == size && vector.is_contiguous() &&
+                        vector.scalar_type() == ScalarType::Double && vector.is_cpu(),
+                    kOp, ": a saved vector must be contiguous float64 (", size, ",) on the CPU.");
 }
 
-ForwardResult contrastive_fwd(const Tensor& image, const Tensor& text, const Tensor& logit_scale,
-                              const std::optional<Tensor>& ids, bool normalize,
-                              double label_smoothing) {
-    check_inputs(image, text, logit_scale, ids);
-    const auto run = image.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
-    return run(image, text, to_double(logit_scale), ids, normalize, label_smoothing);
+ForwardResult contrastive_fwd(const Tensor& x, const Tensor& y, const Tensor& logit_scale,
+                              const std::optional<Tensor>& ids, int64_t offset, bool normalize,
+                              bool symmetric, bool top1) {
+    check_block(kOp, x, y, logit_scale, ids, offset, symmetric);
+    const Block block{x, y, to_double(logit_scale), ids, offset, normalize, symmetric};
+    return (x.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(block, top1);
 }
 
-BackwardResult contrastive_bwd(const Tensor& d_loss, const Tensor& image, const Tensor& text,
+BackwardResult contrastive_bwd(const Tensor& factor, const Tensor& x, const Tensor& y,
                                const Tensor& logit_scale, const std::optional<Tensor>& ids,
-                               bool normalize, double label_smoothing, const Tensor& image_lse,
-                               const Tensor& text_lse, const Tensor& positive,
-                               const Tensor& image_inv_norm, const Tensor& text_inv_norm) {
-    check_inputs(image, text, logit_scale, ids);
-    for (const Tensor& saved : {image_lse, text_lse, positive, image_inv_norm, text_inv_norm}) {
-        STD_TORCH_CHECK(
-            saved.dim() == 1 && saved.size(0) == image.size(0) && saved.is_contiguous() &&
-                saved.scalar_type() == ScalarType::Double && saved.is_cpu(),
-            "contrastive_loss: the saved vectors must be those of the forward, (N,) with N = ",
-            image.size(0), " and float64.");
-    }
-    const auto run = image.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
-    return run(to_double(d_loss), image, text, logit_scale, ids, normalize, label_smoothing,
-               image_lse, text_lse, positive, image_inv_norm, text_inv_norm);
+                               int64_t offset, bool normalize, bool symmetric,
+                               const Tensor& x_inv_norm, const Tensor& y_inv_norm,
+                               const Tensor& row_lse, const Tensor& col_lse, const Tensor& positive,
+                               const std::optional<Tensor>& row_smoothing,
+                               const std::optional<Tensor>& col_smoothing, double label_smoothing) {
+    check_block(kOp, x, y, logit_scale, ids, offset, symmetric);
+    for (const Tensor* v : {&x_inv_norm, &row_lse, &positive}) check_saved(*v, x.size(0));
+    for (const Tensor* v : {&y_inv_norm, &col_lse}) check_saved(*v, y.size(0));
+    if (row_smoothing.has_value()) check_saved(*row_smoothing, x.size(0));
+    if (col_smoothing.has_value()) check_saved(*col_smoothing, y.size(0));
+    STD_TORCH_CHECK(factor.numel() == 1, kOp, ": factor must have 1 element, got ", factor.numel(),
+                    ".");
+    const Block block{x, y, to_double(logit_scale), ids, offset, normalize, symmetric};
+    const Saved saved{x_inv_norm, y_inv_norm,    row_lse,       col_lse,
+                      positive,   row_smoothing, col_smoothing, label_smoothing};
+    return (x.scalar_type() == ScalarType::Double
+                ? backward<double>
+                : backward<float>)(block, saved, to_double(factor));
 }
 
 }  // namespace

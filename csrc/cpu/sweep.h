@@ -1,11 +1,12 @@
-// One walk over the n×N matrix image · textᵀ in tiles, with torch's own matrix product and an
-// epilogue per tile.
+// One walk over the n×N matrix x · yᵀ in tiles, with torch's own matrix product and an epilogue per
+// tile.
 //
 // A tile is the only part of the matrix that exists at any time. The forward walk computes each
-// tile once (1 product). The backward walk computes it again, lets the epilogue turn it into the
-// tile's gradient and multiplies that with both sides while it is still in the cache (3 products).
+// tile once (1 product). The gradient walk computes it as well, lets the epilogue turn it into the
+// tile's gradient and multiplies that with one side or both while it is still in the cache (2 or 3
+// products).
 //
-// Shapes: n image rows, N text rows, D features; tile (rows, cols), contiguous.
+// Shapes: n rows (x), N columns (y), D features; tile (rows, cols), contiguous.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -18,26 +19,33 @@
 
 namespace clipfast {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Tile sides. Large enough for the products to run at full speed, and accumulated into d_text few
-// times; small enough (16 MiB in float) for most of a tile to stay in the last cache between
-// product and epilogue.
-constexpr int64_t kTileRows = 2048;
-constexpr int64_t kTileCols = 2048;
+// A tile's side where both sides of the matrix are longer; where one is shorter, the tile is longer
+// along the other. Large enough for the products to run at full speed, and accumulated into the
+// gradients few times; small enough (16 MiB in float) for most of a tile to stay in the last cache
+// between product and epilogue.
+constexpr int64_t kTileSide = 2048;
 
-// Rows of a tile that one task of parallel_rows takes. Sums over a column are made per chunk and
-// then added in order, so results do not depend on how many threads there are.
-constexpr int64_t kChunkRows = 16;
+// Columns that an epilogue takes at a time: their vectors stay in the first two caches from row to
+// row, and no sum in float is longer.
+constexpr int64_t kSegment = 2048;
+
+constexpr int64_t kMaxChunkRows = 16;
+constexpr int64_t kGrainElements = 32768;  // of an O(N·D) loop, per task
 
 template <typename T>
 struct Tile {
     T* data;           // (rows, cols)
     int64_t row, col;  // position in the whole matrix
     int64_t rows, cols;
+    // Rows that one task of parallel_rows takes. Sums over a column are made per chunk and then
+    // added in order, so results do not depend on how many threads there are.
+    int64_t chunk_rows;
 
     T* line(int64_t r) const { return data + r * cols; }
-    int64_t chunks() const { return (rows + kChunkRows - 1) / kChunkRows; }
+    int64_t chunks() const { return (rows + chunk_rows - 1) / chunk_rows; }
 };
 
 // body(chunk, begin, end) for every chunk of rows [begin, end) of a tile, in parallel.
@@ -45,62 +53,83 @@ template <typename T, typename Body>
 void parallel_rows(const Tile<T>& tile, const Body& body) {
     torch::stable::parallel_for(0, tile.chunks(), 1, [&](int64_t first, int64_t last) {
         for (int64_t chunk = first; chunk < last; ++chunk) {
-            body(chunk, chunk * kChunkRows, std::min(tile.rows, (chunk + 1) * kChunkRows));
+            const int64_t begin = chunk * tile.chunk_rows;
+            body(chunk, begin, std::min(tile.rows, begin + tile.chunk_rows));
         }
     });
+}
+
+// body(i) for i < n, in parallel; each costs `width` elements' work.
+template <typename Body>
+void parallel_each(int64_t n, int64_t width, const Body& body) {
+    torch::stable::parallel_for(0, n,
+                                std::max<int64_t>(1, kGrainElements / std::max<int64_t>(width, 1)),
+                                [&](int64_t begin, int64_t end) {
+                                    for (int64_t i = begin; i < end; ++i) body(i);
+                                });
 }
 
 template <typename T>
 class Sweep {
 public:
-    // image (n, D) and text (N, D), contiguous, of type T.
-    Sweep(const Tensor& image, const Tensor& text)
-        : image_(image),
-          text_(text),
-          n_image_(image.size(0)),
-          n_text_(text.size(0)),
-          width_(image.size(1)),
-          buffer_(torch::stable::new_empty(
-              image, {std::min(kTileRows, n_image_) * std::min(kTileCols, n_text_)})) {}
+    // x (n, D) and y (N, D), contiguous, of type T.
+    Sweep(const Tensor& x, const Tensor& y)
+        : x_(x),
+          y_(y),
+          rows_(x.size(0)),
+          cols_(y.size(0)),
+          width_(x.size(1)),
+          tile_rows_(side(rows_, cols_)),
+          tile_cols_(side(cols_, rows_)),
+          chunk_rows_(tile_rows_ < 1024 ? 4 : kMaxChunkRows),
+          buffer_(torch::stable::new_empty(x, {tile_rows_ * tile_cols_})) {}
 
-    int64_t max_tile_rows() const { return std::min(kTileRows, n_image_); }
-    int64_t max_tile_cols() const { return std::min(kTileCols, n_text_); }
+    int64_t tile_rows() const { return tile_rows_; }
+    int64_t tile_cols() const { return tile_cols_; }
+    int64_t max_chunks() const { return (tile_rows_ + chunk_rows_ - 1) / chunk_rows_; }
 
-    // epilogue(tile) on every tile of image · textᵀ.
-    template <typename Epilogue>
-    void forward(const Epilogue& epilogue) {
-        each_tile([&](const Tile<T>& tile) { epilogue(tile); });
+    // The tile whose first element is (row, col), computed. It overwrites the one before.
+    Tile<T> compute(int64_t row, int64_t col) {
+        const int64_t rows = std::min(tile_rows_, rows_ - row);
+        const int64_t cols = std::min(tile_cols_, cols_ - col);
+        const Tensor product = view(buffer_, 0, rows, cols, cols, 1);
+        const Tensor y_transposed = view(y_, col * width_, width_, cols, 1, width_);
+        STABLE_TORCH_ERROR_CODE_CHECK(
+            aoti_torch_cpu_mm_out(product.get(), rows_of(x_, row, rows).get(), y_transposed.get()));
+        return {buffer_.mutable_data_ptr<T>(), row, col, rows, cols, chunk_rows_};
     }
 
-    // to_gradient(tile) turns a tile of image · textᵀ into a tile of H, in place; then
-    // d_image = H · text and d_text = Hᵀ · image, both overwritten.
+    // epilogue(tile) on every tile.
+    template <typename Epilogue>
+    void forward(const Epilogue& epilogue) {
+        for (int64_t row = 0; row < rows_; row += tile_rows_) {
+            for (int64_t col = 0; col < cols_; col += tile_cols_) epilogue(compute(row, col));
+        }
+    }
+
+    // to_gradient(tile) turns a tile into a tile of H, in place; then d_x = H · y and, unless d_y is
+    // null, d_y = Hᵀ · x, overwritten.
     template <typename ToGradient>
-    void backward(const Tensor& d_image, const Tensor& d_text, const ToGradient& to_gradient) {
-        each_tile([&](const Tile<T>& tile) {
+    void gradient(const Tensor& d_x, const Tensor* d_y, const ToGradient& to_gradient) {
+        forward([&](const Tile<T>& tile) {
             to_gradient(tile);
             const Tensor h = view(buffer_, 0, tile.rows, tile.cols, tile.cols, 1);
+            accumulate(rows_of(d_x, tile.row, tile.rows), h, rows_of(y_, tile.col, tile.cols),
+                       tile.col > 0);
+            if (d_y == nullptr) return;
             const Tensor h_transposed = view(buffer_, 0, tile.cols, tile.rows, 1, tile.cols);
-            accumulate(rows_of(d_image, tile.row, tile.rows), h,
-                       rows_of(text_, tile.col, tile.cols), tile.col > 0);
-            accumulate(rows_of(d_text, tile.col, tile.cols), h_transposed,
-                       rows_of(image_, tile.row, tile.rows), tile.row > 0);
+            accumulate(rows_of(*d_y, tile.col, tile.cols), h_transposed,
+                       rows_of(x_, tile.row, tile.rows), tile.row > 0);
         });
     }
 
 private:
-    template <typename Body>
-    void each_tile(const Body& body) {
-        for (int64_t row = 0; row < n_image_; row += kTileRows) {
-            const int64_t rows = std::min(kTileRows, n_image_ - row);
-            for (int64_t col = 0; col < n_text_; col += kTileCols) {
-                const int64_t cols = std::min(kTileCols, n_text_ - col);
-                const Tensor product = view(buffer_, 0, rows, cols, cols, 1);
-                const Tensor text_transposed = view(text_, col * width_, width_, cols, 1, width_);
-                STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(
-                    product.get(), rows_of(image_, row, rows).get(), text_transposed.get()));
-                body(Tile<T>{buffer_.mutable_data_ptr<T>(), row, col, rows, cols});
-            }
-        }
+    // The tile's side along `length`: about equal parts, in whole vectors.
+    static int64_t side(int64_t length, int64_t other) {
+        const int64_t limit = kTileSide * kTileSide / std::min(kTileSide, other);
+        const int64_t parts = (length + limit - 1) / limit;
+        const int64_t part = (length + parts - 1) / parts;
+        return std::min(length, (part + 15) / 16 * 16);
     }
 
     // out = a · b, or out += a · b. Through the C shim: the dispatcher's stable interface has no
@@ -125,8 +154,9 @@ private:
         return Tensor(handle);
     }
 
-    Tensor image_, text_;
-    int64_t n_image_, n_text_, width_;
+    Tensor x_, y_;
+    int64_t rows_, cols_, width_;
+    int64_t tile_rows_, tile_cols_, chunk_rows_;
     Tensor buffer_;  // one tile
 };
 

@@ -5,6 +5,24 @@ explains, never an import error.
 """
 
 from clipfast_kernels.dispatch import Backends, backends
-from clipfast_kernels.ops.contrastive.api import contrastive_loss
+from clipfast_kernels.distributed import GatheredFeatures, start_gather
+from clipfast_kernels.ops.contrastive.api import (
+    LossWithMetrics,
+    contrastive_loss,
+    contrastive_loss_with_metrics,
+)
+from clipfast_kernels.ops.sigmoid.api import sigmoid_loss
+from clipfast_kernels.ops.similarity.api import Similarity, gathered_similarity
 
-__all__ = ["Backends", "backends", "contrastive_loss"]
+__all__ = [
+    "Backends",
+    "GatheredFeatures",
+    "LossWithMetrics",
+    "Similarity",
+    "backends",
+    "contrastive_loss",
+    "contrastive_loss_with_metrics",
+    "gathered_similarity",
+    "sigmoid_loss",
+    "start_gather",
+]

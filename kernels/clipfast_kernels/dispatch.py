@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from clipfast_kernels.distributed import local_rows
+
 NAMES = ("auto", "reference", "cpu", "triton", "cuda", "torch", "flash_attn")
 
 # The default of the ops that have this backend.
@@ -38,7 +40,8 @@ class Op(NamedTuple):
 
     Attributes:
         name: the public function's name.
-        modules: backend name to a function that imports and returns its module.
+        modules: backend name to a function that imports and returns its module. In a traced call
+            it must be a plain import statement.
         planned: backend name to the reason why it has no module in this release.
     """
 
@@ -48,11 +51,11 @@ class Op(NamedTuple):
 
     def reasons(self, *tensors: Tensor | None) -> dict[str, list[str]]:
         present = [t for t in tensors if t is not None]
-        known = {name: load().unusable(*present) for name, load in self.modules.items()}
+        known = {name: self._unusable(name, present) for name in self.modules}
         return known | {name: [reason] for name, reason in self.planned.items()}
 
-    def module(self, backend: str, *tensors: Tensor | None) -> ModuleType:
-        """The backend module that serves these tensors.
+    def choose(self, backend: str, *tensors: Tensor | None) -> str:
+        """The name of the backend that serves these tensors.
 
         Raises:
             ValueError: no such backend.
@@ -60,13 +63,13 @@ class Op(NamedTuple):
         """
         if backend == "auto":
             backend = self._default()
-        if backend != "auto":
-            return self._named(backend, *tensors)
         present = [t for t in tensors if t is not None]
-        for load in self.modules.values():
-            module = load()
-            if not module.unusable(*present):
-                return module
+        if backend != "auto":
+            self._check_named(backend, present)
+            return backend
+        for name, load in self.modules.items():
+            if not load().unusable(*present):
+                return name
         raise RuntimeError(f"{self.name}: no backend can serve this call: {self.reasons(*tensors)}")
 
     def _default(self) -> str:
@@ -78,18 +81,23 @@ class Op(NamedTuple):
         has_it = FROM_ENVIRONMENT in self.modules or FROM_ENVIRONMENT in self.planned
         return FROM_ENVIRONMENT if has_it else "auto"
 
-    def _named(self, backend: str, *tensors: Tensor | None) -> ModuleType:
+    def _unusable(self, backend: str, tensors: list[Tensor]) -> list[str]:
+        try:
+            module = self.modules[backend]()
+        except ImportError as error:  # Triton, where there is none
+            return [f"this backend needs a package that is not here: {error}"]
+        return module.unusable(*tensors)
+
+    def _check_named(self, backend: str, tensors: list[Tensor]) -> None:
         if backend in self.planned:
             raise RuntimeError(f"{self.name}: backend {backend!r}: {self.planned[backend]}")
         if backend not in self.modules:
             expected = ", ".join(["auto", *self.modules, *self.planned])
             raise ValueError(f"{self.name}: backend: expected one of {expected}; got {backend!r}")
-        module = self.modules[backend]()
-        if reasons := module.unusable(*(t for t in tensors if t is not None)):
+        if reasons := self._unusable(backend, tensors):
             raise RuntimeError(
                 f"{self.name}: backend {backend!r} cannot serve this call: {'; '.join(reasons)}"
             )
-        return module
 
 
 def _contrastive_loss() -> Op:
@@ -98,7 +106,23 @@ def _contrastive_loss() -> Op:
     return BACKENDS
 
 
-OPS: dict[str, Callable[[], Op]] = {"contrastive_loss": _contrastive_loss}
+def _sigmoid_loss() -> Op:
+    from clipfast_kernels.ops.sigmoid.api import BACKENDS
+
+    return BACKENDS
+
+
+def _gathered_similarity() -> Op:
+    from clipfast_kernels.ops.similarity.api import BACKENDS
+
+    return BACKENDS
+
+
+OPS: dict[str, Callable[[], Op]] = {
+    "contrastive_loss": _contrastive_loss,
+    "sigmoid_loss": _sigmoid_loss,
+    "gathered_similarity": _gathered_similarity,
+}
 
 
 def backends(op: str, *args: object, **kwargs: object) -> Backends:
@@ -117,7 +141,8 @@ def backends(op: str, *args: object, **kwargs: object) -> Backends:
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}; got {op!r}")
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    arguments = [local_rows(a) for a in (*args, *kwargs.values())]
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
     reasons = OPS[op]().reasons(*tensors)
     usable = [name for name, why in reasons.items() if not why]
     if FROM_ENVIRONMENT in reasons or FROM_ENVIRONMENT not in NAMES:

@@ -5,26 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from clipfast_kernels import backends, contrastive_loss
+from clipfast_kernels import contrastive_loss, contrastive_loss_with_metrics
 from clipfast_kernels.ops.contrastive import reference
+from pairs import features, skip_unless_served, usable
 from tolerance import assert_within_tolerance
 
-NATIVE = [name for name, why in backends("contrastive_loss").reasons.items() if not why]
+NATIVE = usable("contrastive_loss")
 KERNELS = [name for name in NATIVE if name != "reference"]
 SHAPES = [(1, 1), (1, 8), (2, 3), (3, 64), (7, 5), (16, 16), (17, 33), (129, 100), (513, 64)]
 NAMES = ["loss", "d_image", "d_text", "d_logit_scale"]
 
 
-def features(n, d, dtype=torch.float32, seed=0, size=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        size * torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
-        for _ in range(2)
-    ]
-
-
 def value_and_gradients(image, text, scale, dtype, backend, upstream=1.0, **options):
     inputs = [x.detach().to(dtype).requires_grad_() for x in (image, text)]
+    skip_unless_served("contrastive_loss", backend, *inputs)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     logit_scale = torch.tensor(scale, dtype=wide, requires_grad=True)
     loss = contrastive_loss(*inputs, logit_scale, backend=backend, **options)
@@ -206,6 +200,8 @@ def test_gradients_are_those_of_finite_differences(backend, normalize, epsilon):
     logit_scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([0, 1, 2, 0, 4, 5, 6])
 
+    skip_unless_served("contrastive_loss", backend, image)
+
     def loss(i, t, s):
         return contrastive_loss(
             i, t, s, normalize=normalize, ids=ids, label_smoothing=epsilon, backend=backend
@@ -229,22 +225,55 @@ def test_it_compiles_whole_with_a_batch_size_that_varies(backend):
         torch.testing.assert_close(image.grad, expected[1], rtol=0, atol=0)
 
 
-@pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cpu_operators_keep_their_contract_with_torch(dtype):
+def test_the_operators_keep_their_contract_with_torch(backend, dtype):
     image, text = (x.requires_grad_() for x in features(6, 4, dtype))
+    skip_unless_served("contrastive_loss", backend, image)
     scale = torch.tensor(5.0, dtype=dtype, requires_grad=True)
+    ops = torch.ops.clipfast_kernels
     for ids in (None, torch.arange(6) // 2):
+        for metrics in (False, True):
+            arguments = (image, text, None, None, scale, ids, True, 0.1, backend, "", 0, metrics)
+            torch.library.opcheck(ops.contrastive_fwd.default, arguments)
+        saved = ops.contrastive_fwd(*arguments)[2:]
+        upstream = torch.ones((), dtype=dtype)
+        arguments = (upstream, image, text, None, None, scale, ids, True, 0.1, backend, 0, *saved)
         torch.library.opcheck(
-            torch.ops.clipfast_kernels.contrastive_fwd_cpu.default,
-            (image, text, scale, ids, True, 0.1),
+            ops.contrastive_bwd.default,
+            [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments],
         )
-        saved = torch.ops.clipfast_kernels.contrastive_fwd_cpu(image, text, scale, ids, True, 0.1)
-        inputs = (torch.ones((), dtype=dtype), image, text, scale, ids, True, 0.1, *saved[1:])
-        torch.library.opcheck(
-            torch.ops.clipfast_kernels.contrastive_bwd_cpu.default,
-            [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs],
-        )
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("ids", [None, torch.arange(37) // 2])
+def test_metrics_are_those_of_the_dense_logits_and_the_loss_keeps_its_bits(backend, ids):
+    image, text = features(37, 10)
+    text = image + text
+    found = contrastive_loss_with_metrics(image, text, 20.0, ids=ids, backend=backend)
+    logits = 20 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    logits = logits.masked_fill(~reference.kept_pairs(logits, ids), -torch.inf)
+    own = logits.diagonal()
+    assert 0.1 < found.image_top1 < 1
+    torch.testing.assert_close(found.image_top1, (own >= logits.amax(1)).float().mean())
+    torch.testing.assert_close(found.text_top1, (own >= logits.amax(0)).float().mean())
+    torch.testing.assert_close(found.positive_logit, own.mean())
+    loss = contrastive_loss(image, text, 20.0, ids=ids, backend=backend)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_metrics_of_one_pair_of_ties_and_of_nan(backend):
+    one = contrastive_loss_with_metrics(*features(1, 4), 10.0, backend=backend)
+    assert one.image_top1 == one.text_top1 == 1
+    ones = torch.ones(8, 4)
+    tied = contrastive_loss_with_metrics(ones, ones, 10.0, backend=backend)
+    assert tied.image_top1 == tied.text_top1 == 1
+    image, text = features(8, 4)
+    image[3] = math.nan
+    lost = contrastive_loss_with_metrics(image, text, 10.0, backend=backend)
+    assert lost.loss.isnan()
+    assert lost.image_top1 < 1
 
 
 @pytest.mark.parametrize(
@@ -267,7 +296,7 @@ def test_the_cpu_operators_keep_their_contract_with_torch(dtype):
         ({"label_smoothing": "a"}, "label_smoothing: expected a number; got str"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected 0 ≤ ε < 1; got 1.0"),
         ({"backend": "fast"}, "backend: expected one of auto, .*; got 'fast'"),
-        ({"group": object()}, "group: expected None"),
+        ({"group": object()}, "group: expected a torch.distributed process group .* got object"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_was_expected(change, sentence):
@@ -280,24 +309,14 @@ def test_a_wrong_argument_is_named_with_what_was_expected(change, sentence):
         contrastive_loss(**arguments)
 
 
-@pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set_keeps_the_tolerance(level):
-    from clipfast_kernels import _C
-
-    before = _C.simd_level()
-    try:
-        _C._set_simd_level(level)
-    except ValueError:
-        pytest.skip(f"this processor has no {level}")
-    try:
-        for n, d in [(1, 3), (7, 5), (17, 33), (129, 100)]:
-            check("cpu", *features(n, d), 100.0)
-            check("cpu", *features(n, d, size=10.0), 1.0, normalize=False)
-            ids = torch.arange(n) // 3
-            check("cpu", *features(n, d), 14.3, ids=ids, label_smoothing=0.1)
-    finally:
-        _C._set_simd_level(before)
+def test_every_instruction_set_keeps_the_tolerance(level, simd_level):
+    simd_level(level)
+    for n, d in [(1, 3), (7, 5), (17, 33), (129, 100)]:
+        check("cpu", *features(n, d), 100.0)
+        check("cpu", *features(n, d, size=10.0), 1.0, normalize=False)
+        ids = torch.arange(n) // 3
+        check("cpu", *features(n, d), 14.3, ids=ids, label_smoothing=0.1)
 
 
 @pytest.mark.skipif("cpu" not in NATIVE, reason="the compiled extension is missing")

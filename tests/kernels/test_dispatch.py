@@ -14,12 +14,13 @@ def in_new_process(code, **environment):
     )
 
 
-def test_every_planned_backend_is_listed_with_a_reason():
-    reasons = backends("contrastive_loss").reasons
-    assert list(reasons) == ["cpu", "reference", "triton", "cuda", "torch"]
+@pytest.mark.parametrize("op", ["contrastive_loss", "sigmoid_loss", "gathered_similarity"])
+def test_every_backend_is_listed_with_its_reason(op):
+    reasons = backends(op).reasons
+    assert list(reasons) == ["cpu", "torch", "triton", "reference", "cuda"]
     assert reasons["reference"] == []
-    assert reasons["triton"]
-    assert reasons["torch"]
+    assert reasons["torch"] == []
+    assert "no CUDA kernel" in reasons["cuda"][0]
 
 
 def test_auto_is_the_first_backend_that_takes_the_tensors():
@@ -32,19 +33,29 @@ def test_tensors_elsewhere_are_a_reason_that_names_the_device():
     meta = torch.ones(2, 2, device="meta")
     found = backends("contrastive_loss", image_features=meta, text_features=meta)
     assert "meta" in found.reasons["cpu"][0]
-    assert found.auto == "reference"
+    assert found.auto == "torch"
 
 
 def test_an_explicit_backend_that_cannot_serve_raises_with_its_reason():
     x = torch.ones(2, 2)
-    with pytest.raises(RuntimeError, match="'triton': clipfast 0.1 has no Triton kernel"):
-        contrastive_loss(x, x, 1.0, backend="triton")
+    with pytest.raises(RuntimeError, match="'cuda': clipfast has no CUDA kernel for this op"):
+        contrastive_loss(x, x, 1.0, backend="cuda")
     with pytest.raises(RuntimeError, match="'cpu' cannot serve this call: .*meta"):
         contrastive_loss(x.to("meta"), x.to("meta"), torch.ones((), device="meta"), backend="cpu")
 
 
+def test_without_triton_its_backend_gives_the_reason_and_the_others_work():
+    code = "import sys; sys.modules['triton'] = None\n"
+    code += "import torch; from clipfast_kernels import backends, sigmoid_loss\n"
+    code += "print(backends('sigmoid_loss').reasons['triton'])\n"
+    code += "x = torch.ones(2, 2); print(sigmoid_loss(x, x, 1.0, 0.0, backend='torch'))"
+    done = in_new_process(code)
+    assert "needs a package that is not here" in done.stdout, done.stderr
+    assert "tensor(" in done.stdout
+
+
 def test_an_unknown_op_is_a_sentence():
-    with pytest.raises(ValueError, match="op: expected one of contrastive_loss; got 'attention'"):
+    with pytest.raises(ValueError, match="op: expected one of contrast.*; got 'attention'"):
         backends("attention")
 
 
@@ -68,5 +79,5 @@ def test_an_unknown_backend_in_the_environment_is_named():
 def test_a_default_from_the_environment_never_falls_back_either():
     code = "import torch; from clipfast_kernels import contrastive_loss as f\n"
     code += "x = torch.ones(2, 2); f(x, x, 1.0)"
-    done = in_new_process(code, CLIPFAST_BACKEND="triton")
-    assert "backend 'triton': clipfast 0.1 has no Triton kernel" in done.stderr
+    done = in_new_process(code, CLIPFAST_BACKEND="cuda")
+    assert "backend 'cuda': clipfast has no CUDA kernel" in done.stderr

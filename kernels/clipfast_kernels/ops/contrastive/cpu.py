@@ -1,107 +1,35 @@
-"""The contrastive loss's compiled CPU backend: operators, their shapes, their gradient.
+"""The contrastive loss's sweeps on the CPU: the compiled kernels of ``csrc/cpu/contrastive.cpp``.
 
-Shapes: N pairs, D features. The kernels are in ``csrc/cpu/contrastive.cpp``; the schemas here exist
-with or without them.
+The schemas here exist with or without the kernels. None of the operators is differentiable: the
+gradient is ``operator.py``'s, which calls `forward` and `backward`. Shapes as in ``ops/block.py``.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from clipfast_kernels import extension
+from clipfast_kernels.ops.block import Block, SoftmaxForward, SoftmaxSaved
 
 _NAMESPACE = "clipfast_kernels"
-_COST = "until then the loss is dense: several N×N arrays, two to three times the time"
+_COST = "until then the loss is computed in torch panels, several times slower"
 
-# After the loss, float64 (N,) vectors that the backward needs: the rows' and the columns'
-# log-sum-exp, the positives' logits, and 1/‖x‖ (ones without normalisation).
 torch.library.define(
     f"{_NAMESPACE}::contrastive_fwd_cpu",
-    "(Tensor image, Tensor text, Tensor logit_scale, Tensor? ids, bool normalize,"
-    " float label_smoothing)"
-    " -> (Tensor loss, Tensor image_lse, Tensor text_lse, Tensor positive,"
-    " Tensor image_inv_norm, Tensor text_inv_norm)",
+    "(Tensor x, Tensor y, Tensor logit_scale, Tensor? ids, int offset, bool normalize,"
+    " bool symmetric, bool top1)"
+    " -> (Tensor row_nll, Tensor col_nll, Tensor positive, Tensor x_inv_norm, Tensor y_inv_norm,"
+    " Tensor row_hit, Tensor col_hit)",
 )
 torch.library.define(
     f"{_NAMESPACE}::contrastive_bwd_cpu",
-    "(Tensor d_loss, Tensor image, Tensor text, Tensor logit_scale, Tensor? ids, bool normalize,"
-    " float label_smoothing, Tensor image_lse, Tensor text_lse, Tensor positive,"
-    " Tensor image_inv_norm, Tensor text_inv_norm)"
-    " -> (Tensor d_image, Tensor d_text, Tensor d_logit_scale)",
+    "(Tensor factor, Tensor x, Tensor y, Tensor logit_scale, Tensor? ids, int offset,"
+    " bool normalize, bool symmetric, Tensor x_inv_norm, Tensor y_inv_norm, Tensor row_lse,"
+    " Tensor col_lse, Tensor positive, Tensor? row_smoothing, Tensor? col_smoothing,"
+    " float label_smoothing)"
+    " -> (Tensor d_x, Tensor d_y, Tensor d_scale)",
 )
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::contrastive_fwd_cpu")
-def _(
-    image: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    ids: Tensor | None,
-    normalize: bool,
-    label_smoothing: float,
-) -> tuple[Tensor, ...]:
-    loss = image.new_empty(())
-    return (loss, *(image.new_empty(image.shape[0], dtype=torch.float64) for _ in range(5)))
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::contrastive_bwd_cpu")
-def _(
-    d_loss: Tensor,
-    image: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(image), torch.empty_like(text), torch.empty_like(logit_scale)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image, text, logit_scale, ids, ctx.normalize, ctx.label_smoothing = inputs
-    saved = output[1:]
-    ctx.mark_non_differentiable(*saved)
-    ctx.save_for_backward(image, text, logit_scale, ids, *saved)
-
-
-def _backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    image, text, logit_scale, ids, *saved = ctx.saved_tensors
-    gradients = torch.ops.clipfast_kernels.contrastive_bwd_cpu(
-        d_loss, image, text, logit_scale, ids, ctx.normalize, ctx.label_smoothing, *saved
-    )
-    return (*gradients, None, None, None)
-
-
-def _no_second_gradient(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError("contrastive_loss: the gradient of its gradient is not implemented")
-
-
-torch.library.register_autograd(
-    f"{_NAMESPACE}::contrastive_fwd_cpu", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(f"{_NAMESPACE}::contrastive_bwd_cpu", _no_second_gradient)
-
-
-def contrastive_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    *,
-    normalize: bool,
-    ids: Tensor | None,
-    label_smoothing: float,
-) -> Tensor:
-    """``clipfast_kernels.contrastive_loss`` on arguments that it has already checked."""
-    # Half precision is computed in float32; autograd brings the gradient back in its own dtype.
-    if image_features.dtype != torch.float64:
-        image_features, text_features = image_features.float(), text_features.float()
-    return torch.ops.clipfast_kernels.contrastive_fwd_cpu(
-        image_features.contiguous(),
-        text_features.contiguous(),
-        logit_scale,
-        None if ids is None else ids.contiguous(),
-        normalize,
-        label_smoothing,
-    )[0]
 
 
 def unusable(*tensors: Tensor) -> list[str]:
@@ -117,3 +45,41 @@ def unusable(*tensors: Tensor) -> list[str]:
             f"a tensor is {dtype}, and this backend takes float16, bfloat16, float32 and float64"
         )
     return reasons
+
+
+def forward(block: Block, *, top1: bool) -> SoftmaxForward:
+    swept = torch.ops.clipfast_kernels.contrastive_fwd_cpu(
+        computed(block.x),
+        computed(block.y),
+        block.logit_scale,
+        None if block.ids is None else block.ids.contiguous(),
+        block.offset,
+        block.normalize,
+        block.symmetric,
+        top1,
+    )
+    return SoftmaxForward(*swept)
+
+
+def backward(block: Block, saved: SoftmaxSaved, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    *vectors, row_smoothing, col_smoothing, label_smoothing = saved
+    return torch.ops.clipfast_kernels.contrastive_bwd_cpu(
+        factor,
+        computed(block.x),
+        computed(block.y),
+        block.logit_scale,
+        None if block.ids is None else block.ids.contiguous(),
+        block.offset,
+        block.normalize,
+        block.symmetric,
+        *(vector.contiguous() for vector in vectors),
+        None if row_smoothing is None else row_smoothing.contiguous(),
+        None if col_smoothing is None else col_smoothing.contiguous(),
+        label_smoothing,
+    )
+
+
+def computed(features: Tensor) -> Tensor:
+    """Features as the kernels take them: half precision is computed in float32."""
+    wide = features if features.dtype == torch.float64 else features.float()
+    return wide.contiguous()

@@ -29,7 +29,8 @@ def contrastive_loss(
     normalize: bool,
     ids: Tensor | None,
     label_smoothing: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The loss, and the metrics (image_top1, text_top1, positive_logit)."""
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     with torch.autocast(image_features.device.type, enabled=False):
         image, text = image_features.to(dtype), text_features.to(dtype)
@@ -37,10 +38,12 @@ def contrastive_loss(
             image, text = unit_rows(image), unit_rows(text)
         logits_NN = logit_scale.to(dtype).reshape(()) * (image @ text.T)
         kept = kept_pairs(logits_NN, ids)
-        return (
-            one_direction(logits_NN, kept, label_smoothing)
-            + one_direction(logits_NN.T, kept, label_smoothing)
-        ) / 2
+        both = [one_direction(z, kept, label_smoothing) for z in (logits_NN, logits_NN.T)]
+        loss = (both[0] + both[1]) / 2
+        positive = logits_NN.diagonal().detach()
+        others = logits_NN.detach().masked_fill(~kept, -torch.inf)
+        hits = [(positive >= others.amax(dim=d)).to(dtype).mean() for d in (1, 0)]
+        return loss, torch.stack([*hits, positive.mean()])
 
 
 def kept_pairs(logits_NN: Tensor, ids: Tensor | None) -> Tensor:

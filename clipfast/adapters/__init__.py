@@ -1,0 +1,1 @@
+"""clipfast inside other people's code: one module per library."""

@@ -1,0 +1,19 @@
+"""What the kernels' tests share."""
+
+import pytest
+
+
+@pytest.fixture
+def simd_level():
+    """A function that sets the CPU kernels' instruction set; the test's end sets it back."""
+    extension = pytest.importorskip("clipfast_kernels._C", exc_type=ImportError)
+    before = extension.simd_level()
+
+    def choose(level):
+        try:
+            extension._set_simd_level(level)
+        except ValueError:
+            pytest.skip(f"this processor has no {level}")
+
+    yield choose
+    extension._set_simd_level(before)
