@@ -53,7 +53,7 @@ test-asan: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	mkdir -p bench/results
-	$(RUN) -m pytest bench --benchmark-json=bench/results/latest.json $(ARGS)
+	$(RUN) -m pytest bench -m "not slow" --benchmark-json=bench/results/latest.json $(ARGS)
 
 # Registers, shared memory and instructions of every Triton kernel, compiled without a GPU.
 resources: $(VENV)/.dev

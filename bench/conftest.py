@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from clipfast_bench import gpu_rows
 
 _PACKAGES = ("clipfast", "torch", "torchvision", "triton", "open_clip_torch", "numpy")
 
@@ -32,3 +33,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{result.name}: {1000 * result.stats.median:.1f} ms; " + "; ".join(figures)
         )
+    terminalreporter.section("what needs a GPU")
+    for row in gpu_rows.rows():
+        terminalreporter.write_line(row)

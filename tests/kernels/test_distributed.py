@@ -12,7 +12,8 @@ from clipfast_kernels import (
     sigmoid_loss,
     start_gather,
 )
-from clipfast_kernels.ops.contrastive import cost
+from clipfast_kernels.ops.contrastive.cost import contrastive_gathered_bytes
+from clipfast_kernels.ops.sigmoid.cost import sigmoid_gathered_bytes
 from ranks import run_ranks
 
 BACKENDS = [name for name, why in backends("contrastive_loss").reasons.items() if not why]
@@ -182,7 +183,9 @@ def test_a_rank_receives_what_the_formula_says(world_size):
             expected += 2 * n * wide if loss == "softmax" else 8 * world_size
             assert counted == expected, (loss, dtype, with_ids)
             if loss == "softmax":
-                assert counted == cost.contrastive_gathered_bytes(n, D, size, with_ids)
+                assert counted == contrastive_gathered_bytes(n, D, size, with_ids)
+            else:
+                assert counted == sigmoid_gathered_bytes(n, D, size, world_size, with_ids)
 
 
 def handles_on_a_rank():

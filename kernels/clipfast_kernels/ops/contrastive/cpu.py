@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipfast_kernels import extension
 from clipfast_kernels.ops.block import Block, SoftmaxForward, SoftmaxSaved
+from clipfast_kernels.ops.cpu_inputs import computed, unusable
+
+__all__ = ["backward", "forward", "unusable"]
 
 _NAMESPACE = "clipfast_kernels"
-_COST = "until then the loss is computed in torch panels, several times slower"
 
 torch.library.define(
     f"{_NAMESPACE}::contrastive_fwd_cpu",
@@ -30,21 +31,6 @@ torch.library.define(
     " float label_smoothing)"
     " -> (Tensor d_x, Tensor d_y, Tensor d_scale)",
 )
-
-
-def unusable(*tensors: Tensor) -> list[str]:
-    """Why this backend cannot serve these tensors or, with none, this machine. Empty: it can."""
-    reasons = []
-    if extension.MISSING is not None:
-        reasons.append(f"{extension.MISSING}; {_COST}")
-    for device in sorted({str(t.device) for t in tensors if t.device.type != "cpu"}):
-        reasons.append(f"a tensor is on {device}, and this backend is for the CPU")
-    served = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
-    for dtype in sorted({str(t.dtype) for t in tensors if t.dtype not in served}):
-        reasons.append(
-            f"a tensor is {dtype}, and this backend takes float16, bfloat16, float32 and float64"
-        )
-    return reasons
 
 
 def forward(block: Block, *, top1: bool) -> SoftmaxForward:
@@ -77,9 +63,3 @@ def backward(block: Block, saved: SoftmaxSaved, factor: Tensor) -> tuple[Tensor,
         None if col_smoothing is None else col_smoothing.contiguous(),
         label_smoothing,
     )
-
-
-def computed(features: Tensor) -> Tensor:
-    """Features as the kernels take them: half precision is computed in float32."""
-    wide = features if features.dtype == torch.float64 else features.float()
-    return wide.contiguous()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipfast_kernels.ops.block import Block, SigmoidForward
-from clipfast_kernels.ops.contrastive.cpu import computed, unusable
+from clipfast_kernels.ops.cpu_inputs import computed, unusable
 
 __all__ = ["forward", "unusable"]
 

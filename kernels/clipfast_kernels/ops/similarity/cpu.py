@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipfast_kernels.ops.contrastive.cpu import computed, unusable
+from clipfast_kernels.ops.cpu_inputs import computed, unusable
 
 __all__ = ["forward", "unusable"]
 

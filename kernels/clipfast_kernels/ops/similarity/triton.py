@@ -22,7 +22,7 @@ from clipfast_kernels.ops.triton_tile import (
 __all__ = ["forward", "unusable"]
 
 # Slots are held in registers.
-MAX_TOPK = 128
+MAX_TOPK = 64
 
 
 @triton.jit
@@ -149,10 +149,10 @@ def forward(
             f"got {topk}"
         )
     n, columns, device = len(queries), len(keys), queries.device
+    slots = triton.next_power_of_2(topk) if topk else 0
     config = SIMILARITY_CONFIGS[queries.element_size()]
     blocks = triton.cdiv(n, config.BLOCK_M)
     splits, tiles = column_splits(blocks, triton.cdiv(columns, config.BLOCK_N))
-    slots = triton.next_power_of_2(topk) if topk else 0
     factor = scale.float().reshape(1)
     of_rows = torch.empty(2, n, splits, device=device)
     rank = torch.zeros(n, splits, dtype=torch.int32, device=device)

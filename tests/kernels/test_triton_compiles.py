@@ -1,0 +1,44 @@
+"""Every Triton kernel as it is launched, compiled for GPUs that are not here."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from clipfast_kernels.ops import triton_aot
+
+LAUNCHES = {launch.name: launch for launch in triton_aot.launches()}
+# One of each kernel, in half precision, for the quick run; all of them in the slow one.
+QUICK = [
+    "contrastive_fwd_kernel fp16 SYMMETRIC",
+    "contrastive_bwd_kernel fp16",
+    "sigmoid_fwd_kernel fp16 GRADIENT",
+    "positive_kernel fp16",
+    "similarity_kernel fp16 HAS_POSITIVES K=16",
+]
+
+
+def check(name, target):
+    launch = LAUNCHES[name]
+    found = triton_aot.compile_for(launch, target)
+    assert found.spilled_bytes == 0
+    assert 0 < found.shared_bytes <= target.shared_limit
+    assert 0 < found.registers <= 512 if target.gpu.backend == "hip" else 255
+    if launch.dtype != "fp32":
+        assert found.tensor_core == target.tensor_core
+
+
+@pytest.mark.parametrize("target", triton_aot.TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("name", QUICK)
+def test_a_kernel_compiles_without_spills_onto_tensor_cores(name, target):
+    check(name, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", triton_aot.TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name not in QUICK])
+def test_every_configuration_compiles_without_spills_onto_tensor_cores(name, target):
+    check(name, target)
