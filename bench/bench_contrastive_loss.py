@@ -53,7 +53,13 @@ def test_contrastive_loss(benchmark, n, d):
     )
 
 
-@pytest.mark.parametrize(("n", "steps"), [(8192, ["ours", "open_clips"]), (32768, ["ours"])])
+BOTH = ["ours", "open_clips"]
+
+
+@pytest.mark.parametrize(
+    ("n", "steps"),
+    [(1024, BOTH), (2048, BOTH), (4096, BOTH), (8192, BOTH), (16384, BOTH), (32768, ["ours"])],
+)
 def test_contrastive_loss_memory(benchmark, n, steps):
     """Peak memory beyond inputs and gradients; the time is that of the processes that measure it.
 

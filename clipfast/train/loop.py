@@ -129,7 +129,7 @@ def _loss_backend(asked: str, device: torch.device) -> str:
     reasons, auto = backends("contrastive_loss", features, features)
     if asked == "auto" and auto is not None:
         return auto
-    if asked == "auto":  # only the environment can make it fail: the reference always serves
+    if asked == "auto":  # only the environment can make it fail: plain torch always serves
         wanted = FROM_ENVIRONMENT
         why = "; ".join(reasons.get(wanted, [f"expected one of {', '.join(NAMES)}"]))
         raise UserError(f"CLIPFAST_BACKEND={wanted}: {why}")

@@ -55,7 +55,7 @@ def test_a_mistake_in_a_flag(flags, capsys, flag, value, sentence):
 
 def test_an_unknown_backend_is_named_before_anything_is_written(flags, capsys, tmp_path):
     sentence = failure(capsys, "train", *words(flags | {"--backend": "fast"}))
-    assert "backend: expected one of auto, cpu, reference" in sentence
+    assert "backend: expected one of auto, cpu, torch, triton, reference" in sentence
     assert not (tmp_path / "logs").exists()
 
 
