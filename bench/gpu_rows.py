@@ -21,13 +21,13 @@ def floors() -> Iterator[tuple[str, float, float, str]]:
         f"contrastive_loss f+b, bf16, N={n:,}",
         contrastive_flops(n, _D),
         contrastive_hbm_bytes(n, _D, _SIZE),
-        "memeff, Inf-CL",
+        "memeff",
     )
     yield (
         "contrastive_loss f+b, bf16, 128 of N=32,768 rows per rank",
         contrastive_flops(32768, _D, rows=128),
         contrastive_hbm_bytes(32768, _D, _SIZE, rows=128),
-        "Inf-CL",
+        "Inf-CL, which needs a process group",
     )
     yield (
         f"sigmoid_loss f+b, bf16, N={n:,}",
@@ -45,11 +45,11 @@ def floors() -> Iterator[tuple[str, float, float, str]]:
 
 def rows() -> Iterator[str]:
     """One line per row. A floor is arithmetic on paper, never a measurement."""
-    where = "no GPU has run it" if not torch.cuda.is_available() else "not timed by this suite yet"
+    where = "not measured" if not torch.cuda.is_available() else "bench_gpu_losses.py times it"
     for what, flops, nbytes, peers in floors():
         paper = ", ".join(
             f"{gpu} {1000 * max(flops / speed, nbytes / bandwidth):.2f} ms"
             for gpu, (speed, bandwidth) in GPUS.items()
         )
-        others = f"; peers there: {peers}, not measured" if peers else ""
-        yield f"{what}: not measured ({where}); floor on paper {paper}{others}"
+        others = f"; peers where installed: {peers}" if peers else ""
+        yield f"{what}: {where}; floor on paper {paper}{others}"
