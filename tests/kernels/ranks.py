@@ -1,4 +1,4 @@
-"""Real process groups for tests: W forked processes on gloo, their results in rank order."""
+"""Real process groups for tests: W processes on gloo, their results in rank order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 def run_ranks(world_size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """work(*args) on every rank of a group; raises with the traceback of a rank that failed."""
-    # Forked, so that no rank imports torch again; each computes on one thread, because a forked
-    # process has none of its parent's.
-    context = multiprocessing.get_context("fork")
+    # Forked from a server that has imported torch and done nothing else: quick, and without the
+    # threads that this process may have.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "clipfast_kernels"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_rank, args=(rank, world_size, folder, work, args))

@@ -127,6 +127,27 @@ def test_every_instruction_set_finds_the_same(level, simd_level):
     test_a_nan_never_ranks_first("cpu")
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+def test_it_compiles_whole_with_sizes_that_vary(backend):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def search(queries, keys, positives):
+        return gathered_similarity(queries, keys, positives=positives, topk=2, backend=backend)
+
+    for n, m in ((4, 9), (7, 5), (30, 31)):
+        inputs = whole(n, m, 8)
+        expected = gathered_similarity(*inputs[:2], positives=inputs[2], topk=2, backend=backend)
+        for actual, e in zip(search(*inputs), expected, strict=True):
+            assert torch.equal(actual, e)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_the_operator_keeps_its_contract_with_torch(backend):
+    queries, keys, positives = whole(6, 9, 4)
+    op = torch.ops.clipfast_kernels.gathered_similarity.default
+    for given, topk in ((positives, 3), (None, 3), (positives, 0), (None, 0)):
+        torch.library.opcheck(op, (queries, keys, torch.tensor(2.0), given, topk, backend))
+
+
 _MEMORY = """
 import torch
 from clipfast_kernels import gathered_similarity

@@ -101,7 +101,9 @@ def test_a_run_ended_inside_an_epoch_resumes_to_the_bits_of_one_uninterrupted(fl
     whole = run(flags, "--name", "whole")
     logs = whole.folder.path.parent
     process = start(flags, "--name", "ended", "--save-every-steps", "5", "--save-frequency", "0")
-    wait_for(process, lambda: list((logs / "ended" / "state").glob("step_*/state.pt")))
+    # A state that is being written has another name until it is whole.
+    states = logs / "ended" / "state"
+    wait_for(process, lambda: [s for s in states.glob("step_*") if s.name[5:].isdigit()])
     process.send_signal(ending)
     _, errors = process.communicate(timeout=60)
     if ending != signal.SIGKILL:

@@ -15,6 +15,7 @@ from torch import Tensor
 from clipfast_kernels.dispatch import Op
 from clipfast_kernels.distributed import GatheredFeatures, alone_is_none, gathered
 from clipfast_kernels.ops.arguments import check_integers, check_like, check_matrix, check_scalar
+from clipfast_kernels.ops.similarity import operator as _operator  # noqa: F401  registers it
 
 
 def _cpu() -> ModuleType:
@@ -126,13 +127,18 @@ def gathered_similarity(
     everyone = gathered("keys", keys, group, ragged=True).wait()
     if not 0 <= topk <= len(everyone):
         raise ValueError(f"topk: expected 0 to {len(everyone)}, the number of keys; got {topk}")
-    if positives is not None and not 0 <= positives.min() <= positives.max() < len(everyone):
-        raise ValueError(
-            f"positives: expected key indices from 0 to {len(everyone) - 1}; "
-            f"got {positives.min()} to {positives.max()}"
-        )
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        module = BACKENDS.modules[chosen]()
-        return Similarity(
-            *module.forward(q.detach().contiguous(), everyone.contiguous(), s, positives, topk)
-        )
+    lse, positive, rank, values, indices = torch.ops.clipfast_kernels.gathered_similarity(
+        q.detach().contiguous(),
+        everyone.contiguous(),
+        s.detach(),
+        None if positives is None else positives.contiguous(),
+        topk,
+        chosen,
+    )
+    return Similarity(
+        lse,
+        None if positives is None else positive,
+        None if positives is None else rank,
+        values if topk else None,
+        indices if topk else None,
+    )
