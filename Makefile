@@ -9,7 +9,8 @@ TORCH ?= torch==2.15.0 torchvision==0.29.2
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off --quiet
-SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+EMULATION := $(wildcard tests/emulation/*)
 
 .PHONY: help demo doctor test test-slow test-asan bench resources lint format clean
 
@@ -62,13 +63,13 @@ resources: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES) $(EMULATION)
 	$(RUN) -m mypy
 
 format: $(VENV)/.dev
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
-	$(VENV)/bin/clang-format -i $(SOURCES)
+	$(VENV)/bin/clang-format -i $(SOURCES) $(EMULATION)
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/clipfast_kernels/*.so kernels/clipfast_kernels/_build.json

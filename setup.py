@@ -2,7 +2,8 @@
 
 The extension is optional: without torch or a working C++ compiler at build time, or if our own
 source does not compile, the install succeeds without it. The reason is printed and left in
-``clipfast_kernels/_build.json``, where ``clipfast doctor`` finds it.
+``clipfast_kernels/_build.json``, where ``clipfast doctor`` finds it. Its CUDA kernels are optional
+in the same way: they need nvcc, from the PATH, CUDA_HOME or NVIDIA's wheels.
 """
 
 import hashlib
@@ -25,11 +26,14 @@ NAME = "clipfast_kernels._C"
 RECORD = "_build.json"
 SOURCES = [
     "csrc/extension.cpp",
+    "csrc/cpu/attention.cpp",
     "csrc/cpu/contrastive.cpp",
     "csrc/cpu/sigmoid.cpp",
     "csrc/cpu/similarity.cpp",
 ]
 HEADERS = [
+    "csrc/cpu/attention_unit.h",
+    "csrc/cpu/block_product.h",
     "csrc/cpu/contrastive_tile.h",
     "csrc/cpu/logits.h",
     "csrc/cpu/prepare.h",
@@ -38,6 +42,17 @@ HEADERS = [
     "csrc/cpu/similarity_tile.h",
     "csrc/cpu/sweep.h",
 ]
+CUDA_KERNELS = "csrc/cuda/attention.cu"
+CUDA_SOURCES = ["csrc/cuda/attention_operators.cpp"]  # only beside the kernels
+CUDA_HEADERS = [
+    "csrc/cuda/attention.h",
+    "csrc/cuda/attention_bwd.cuh",
+    "csrc/cuda/attention_fragments.cuh",
+    "csrc/cuda/attention_fwd.cuh",
+    "csrc/cuda/attention_sweep.cuh",
+    "csrc/cuda/device.cuh",
+]
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise; at least 8.0
 # torch's stable ABI of 2.10 and Python's of 3.11: one binary for these and everything newer.
 TORCH_MINIMUM = (2, 10)
 MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030B0000")]
@@ -57,24 +72,28 @@ class BuildOptional(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # of an earlier build, that may have had other sources
-        outcome, reason = "built", "it was built"
+        outcome, reason, cuda = "built", "it was built", "the extension was not built"
         try:
-            self._build(ext, target)
+            cuda = self._build(ext, target)
         except Skipped as why:
             outcome, reason = "skipped", str(why)
             self._announce(reason)
-        record = json.dumps({"extension": outcome, "reason": reason}, indent=2) + "\n"
+        fields = {"extension": outcome, "reason": reason, "cuda": cuda}
+        record = json.dumps(fields, indent=2) + "\n"
         target.with_name(RECORD).write_text(record, encoding="utf-8")
 
-    def _build(self, ext: Extension, target: Path) -> None:
+    def _build(self, ext: Extension, target: Path) -> str:
+        """Makes the extension; returns what became of its CUDA kernels."""
         if self.compiler.compiler_type != "unix":
             raise Skipped("the extension builds with GCC or Clang, and this is neither")
         torch = find_torch()
         compiler = find_compiler(self.compiler.compiler_so_cxx)
         cached = CACHE / f"{build_key(torch, compiler)}{target.suffix}"
-        if cached.exists():
+        cached_note = cached.with_suffix(".cuda")
+        if cached.exists() and cached_note.exists():
             shutil.copyfile(cached, target)
-            return
+            return cached_note.read_text(encoding="utf-8")
+        cuda = self._add_cuda(ext)
         ext.include_dirs = [str(torch / "include")]
         ext.library_dirs = [str(torch / "lib")]
         try:
@@ -87,6 +106,22 @@ class BuildOptional(build_ext):
             ) from error
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(target, cached)
+        cached_note.write_text(cuda, encoding="utf-8")
+        return cuda
+
+    def _add_cuda(self, ext: Extension) -> str:
+        try:
+            nvcc = find_nvcc()
+            runtime = find_cuda_runtime(nvcc)
+            kernels = compile_cuda(nvcc, Path(self.build_temp))
+        except Skipped as why:
+            return str(why)
+        ext.sources = [*ext.sources, *CUDA_SOURCES]
+        # CUDA's runtime is inside, and its names are not seen from outside: torch has another.
+        ext.extra_objects = [str(kernels), str(runtime)]
+        ext.extra_link_args = ["-Wl,--exclude-libs,ALL"]
+        ext.libraries = [*ext.libraries, "dl", "rt", "pthread"]
+        return "it was built"
 
     def _announce(self, reason: str) -> None:
         line = "*" * 78
@@ -161,18 +196,82 @@ def check_compiler_works(compiler: str) -> None:
         raise Skipped(f"{compiler} cannot compile a small C++ program ({why})")
 
 
+def find_nvcc() -> Path:
+    homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    wheels = importlib.util.find_spec("nvidia")
+    for folder in wheels.submodule_search_locations or [] if wheels else []:
+        homes += [*sorted(Path(folder).glob("cu*")), Path(folder, "cuda_nvcc")]
+    candidates = [shutil.which("nvcc"), *(home / "bin" / "nvcc" for home in homes)]
+    for candidate in candidates:
+        if candidate is not None and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise Skipped("nvcc was not found on the PATH, in CUDA_HOME or among NVIDIA's wheels")
+
+
+def find_cuda_runtime(nvcc: Path) -> Path:
+    """The runtime as a static library, of the toolkit that this nvcc says it is part of."""
+    # It prints as `#$ TOP=...` where it looks for the rest of itself.
+    command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"TOP=(.+)", done.stderr)
+    top = Path(found.group(1).strip()) if found else nvcc.parent.parent
+    folders = [top / "lib64", top / "lib", *sorted(top.glob("targets/*/lib"))]
+    for folder in folders:
+        if (folder / "libcudart_static.a").exists():
+            return folder / "libcudart_static.a"
+    raise Skipped(f"libcudart_static.a is not beside {nvcc}")
+
+
+def cuda_targets() -> list[str]:
+    """nvcc's options for the architectures."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    options = []
+    for major, minor, suffix, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", wanted):
+        number = f"{major}{minor}{suffix}"
+        if int(major) < 8:
+            continue
+        options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if ptx:
+            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if not options:
+        raise Skipped(f"TORCH_CUDA_ARCH_LIST is {wanted!r}, expected 8.0 or above in it")
+    return options
+
+
+def compile_cuda(nvcc: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / "attention_cuda.o"
+    command = [str(nvcc), "-std=c++17", "-O3", "--threads=0", *cuda_targets()]
+    command += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-c", CUDA_KERNELS, "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        why = one_line(done.stderr) or "without a message"
+        raise Skipped(f"{nvcc} does not compile {CUDA_KERNELS} ({why})")
+    return made
+
+
+def version_of(tool: str | Path) -> bytes:
+    return subprocess.run([tool, "--version"], capture_output=True, check=False).stdout
+
+
 def build_key(torch: Path, compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    try:
+        nvcc = find_nvcc()
+        cuda = str(nvcc).encode() + version_of(nvcc)
+    except Skipped:
+        cuda = b"none"
     key = hashlib.sha256(
         repr(
             (
                 *(sys.platform, platform.machine(), FLAGS, MACROS, read_version(torch)),
                 *(os.environ.get(name) for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")),
+                os.environ.get("TORCH_CUDA_ARCH_LIST"),
             )
         ).encode()
-        + version
+        + version_of(compiler)
+        + cuda
     )
-    for path in [*SOURCES, *HEADERS]:
+    for path in [*SOURCES, *HEADERS, CUDA_KERNELS, *CUDA_SOURCES, *CUDA_HEADERS]:
         key.update(Path(path).read_bytes())
     return key.hexdigest()[:16]
 
@@ -186,7 +285,7 @@ setup(
         Extension(
             NAME,
             SOURCES,
-            depends=HEADERS,
+            depends=[*HEADERS, *CUDA_HEADERS],
             define_macros=MACROS,
             extra_compile_args=FLAGS,
             libraries=["torch_cpu"],

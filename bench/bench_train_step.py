@@ -72,7 +72,9 @@ class Clipfast:
         return loss.item()
 
 
-@pytest.mark.parametrize(("name", "batch", "rounds"), [("ViT-B-32", 32, 5), ("RN50", 16, 4)])
+@pytest.mark.parametrize(
+    ("name", "batch", "rounds"), [("ViT-B-32", 32, 7), ("ViT-B-16", 8, 5), ("RN50", 16, 4)]
+)
 def test_train_step(benchmark, name, batch, rounds):
     torch.manual_seed(0)
     theirs = OpenClip(name)

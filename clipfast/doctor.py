@@ -9,22 +9,93 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import torch
-from clipfast_kernels import backends
+from clipfast_kernels import Verdict, backends, verify
 from clipfast_kernels.dispatch import FROM_ENVIRONMENT, NAMES, OPS
+from clipfast_kernels.verdicts import Row, verdict_path
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import clipfast
+from clipfast.errors import UserError
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Prints both tables; always 0, for a missing part is no error."""
+    """Prints what is here; returns 1 if --verify found a backend that is wrong, else 0."""
     parser = argparse.ArgumentParser(prog="clipfast doctor", description=__doc__)
-    parser.parse_args(arguments)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="check every backend against the reference and time it (minutes); "
+        "on a GPU, auto takes the fastest right one from then on",
+    )
+    args = parser.parse_args(arguments)
     console = Console(width=shutil.get_terminal_size((110, 40)).columns, highlight=False)
     console.print(_parts_table())
     console.print(_backends_table())
-    return 0
+    return _verify(console) if args.verify else 0
+
+
+def _verify(console: Console) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    columns = BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting")
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        try:
+            verdict = verify(device, refresh=True, progress=show)
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+    console.print(_verdict_table(verdict, device))
+    if device.type == "cpu":
+        console.print(
+            "There is no GPU here. On a CPU the order of the backends is fixed, by README's "
+            "measurements; these times do not change it.",
+            soft_wrap=True,
+        )
+    console.print(f"Kept in {verdict_path(device)}", soft_wrap=True)
+    return 1 if verdict.untrusted() else 0
+
+
+def _verdict_table(verdict: Verdict, device: torch.device) -> Table:
+    table = Table(title=f"verified on {verdict.device}", title_justify="left")
+    for column in ("operation", "kind of call", "dtype", "backend"):
+        table.add_column(column)
+    table.add_column("error / allowed, of what; or what happened", overflow="fold")
+    table.add_column("ms", justify="right")
+    previous = None
+    for row in verdict.rows:
+        kind = row.op, row.shape_class, row.dtype
+        if previous not in (None, kind):
+            table.add_section()
+        times = "" if row.milliseconds is None else f"{row.milliseconds:.3g}"
+        took = times and row.backend == _taken(verdict, device, row)
+        shown = kind if kind != previous else ("", "", "")
+        table.add_row(*shown, row.backend, _found(row), times + ("  ← auto" if took else ""))
+        previous = kind
+    return table
+
+
+def _found(row: Row) -> str:
+    if row.error is None:
+        return f"{row.status}: {row.note}"
+    return f"{row.status}: {row.error:.1e} / {row.allowed:.1e}, {row.note}"
+
+
+def _taken(verdict: Verdict, device: torch.device, row: Row) -> str | None:
+    """What auto takes for calls of the row's kind."""
+    asked = OPS[row.op]().named_default([])
+    if asked == "auto":
+        asked = verdict.pins.get(row.op, "auto")
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        return backends(row.op).auto
+    ranking = verdict.rankings().get((row.op, row.dtype, row.shape_class))
+    return ranking[0] if ranking else "torch"
 
 
 def _parts_table() -> Table:

@@ -7,9 +7,8 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from clipfast_kernels import attention
 from torch import Tensor, nn
-
-from clipfast.models.layouts import ImageTokens
 
 
 class Bottleneck(nn.Module):
@@ -67,9 +66,11 @@ class AttentionPool2d(nn.Module):
         x_BLW = x.flatten(2).transpose(1, 2)
         x_BLW = torch.cat([x_BLW.mean(dim=1, keepdim=True), x_BLW], dim=1)
         x_BLW = x_BLW + self.positional_embedding
-        layout = ImageTokens(self.heads)
-        kv = torch.cat([self.k_proj(x_BLW), self.v_proj(x_BLW)], dim=-1)
-        return self.c_proj(layout.attend_pooled(self.q_proj(layout.pooled(x_BLW)), kv))
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1))
+            for x in (self.q_proj(x_BLW[:, :1]), self.k_proj(x_BLW), self.v_proj(x_BLW))
+        )
+        return self.c_proj(attention(q, k, v).flatten(1))
 
 
 class ModifiedResNet(nn.Module):

@@ -81,11 +81,21 @@ typedef Int IntVec
 constexpr int kLanes = SIMD_BYTES / sizeof(Real);
 constexpr Real kLowest = std::numeric_limits<Real>::lowest();
 
-SIMD_INLINE Vec splat(Real value) { return Vec{} + value; }
+// x − 0 is x, whatever its sign, and folds to one broadcast; 0 + x does not.
+SIMD_INLINE Vec splat(Real value) { return value - Vec{}; }
 
 SIMD_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-SIMD_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+// b where either is NaN.
+SIMD_INLINE Vec maximum(Vec a, Vec b) {
+#if SIMD_LEVEL == 2
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif SIMD_LEVEL == 1
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 // Loads n <= kLanes values; the lanes beyond hold `fill`. With n a constant kLanes this is one
 // instruction.
@@ -118,16 +128,28 @@ SIMD_INLINE void store(Real* to, Vec v, int n) {
     }
 }
 
+// Halves are folded onto each other: a chain of as many additions as lanes would take longer than
+// the vectors before it.
 SIMD_INLINE Real sum(Vec v) {
-    Real total = 0;
-    for (int l = 0; l < kLanes; ++l) total += v[l];
-    return total;
+#if SIMD_LEVEL == 2
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int l = 0; l < half; ++l) v[l] += v[l + half];
+    }
+    return v[0];
+#endif
 }
 
 SIMD_INLINE Real largest(Vec v) {
-    Real best = v[0];
-    for (int l = 1; l < kLanes; ++l) best = v[l] > best ? v[l] : best;
-    return best;
+#if SIMD_LEVEL == 2
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int l = 0; l < half; ++l) v[l] = v[l + half] > v[l] ? v[l + half] : v[l];
+    }
+    return v[0];
+#endif
 }
 
 // Bit l says whether lane l of a comparison holds.
@@ -226,6 +248,22 @@ SIMD_INLINE Vec log1p_unit(Vec e) {
     p = fused(p, e, splat(-0.4999990165233612f));
     p = fused(p, e, splat(1.0f));
     return p * e;
+#endif
+}
+
+// log x for normal x > 0, in float within 2 ulp or 1e-7 of 1.
+SIMD_INLINE Vec logarithm(Vec x) {
+#if SIMD_LEVEL == 3
+    for (int l = 0; l < kLanes; ++l) x[l] = std::log(x[l]);
+    return x;
+#else
+    IntVec bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const IntVec mantissa = (bits & 0x007fffff) | 0x3f800000;
+    Vec m;
+    std::memcpy(&m, &mantissa, sizeof(m));
+    const Vec exponent = __builtin_convertvector((bits >> 23) - 127, Vec);
+    return fused(exponent, splat(0.69314718f), log1p_unit(m - 1));
 #endif
 }
 

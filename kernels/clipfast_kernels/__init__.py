@@ -6,6 +6,7 @@ explains, never an import error.
 
 from clipfast_kernels.dispatch import Backends, backends
 from clipfast_kernels.distributed import GatheredFeatures, start_gather
+from clipfast_kernels.ops.attention.api import attention, attention_kv, attention_qkv
 from clipfast_kernels.ops.contrastive.api import (
     LossWithMetrics,
     contrastive_loss,
@@ -13,16 +14,24 @@ from clipfast_kernels.ops.contrastive.api import (
 )
 from clipfast_kernels.ops.sigmoid.api import sigmoid_loss
 from clipfast_kernels.ops.similarity.api import Similarity, gathered_similarity
+from clipfast_kernels.verdicts import Verdict
+from clipfast_kernels.verification import pin_backend, verify
 
 __all__ = [
     "Backends",
     "GatheredFeatures",
     "LossWithMetrics",
     "Similarity",
+    "Verdict",
+    "attention",
+    "attention_kv",
+    "attention_qkv",
     "backends",
     "contrastive_loss",
     "contrastive_loss_with_metrics",
     "gathered_similarity",
+    "pin_backend",
     "sigmoid_loss",
     "start_gather",
+    "verify",
 ]

@@ -17,3 +17,9 @@ def simd_level():
 
     yield choose
     extension._set_simd_level(before)
+
+
+@pytest.fixture(autouse=True)
+def no_verdict_of_the_user(monkeypatch, tmp_path):
+    """What the user verified or pinned does not decide what is tested."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

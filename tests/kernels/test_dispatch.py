@@ -55,8 +55,8 @@ def test_without_triton_its_backend_gives_the_reason_and_the_others_work():
 
 
 def test_an_unknown_op_is_a_sentence():
-    with pytest.raises(ValueError, match="op: expected one of contrast.*; got 'attention'"):
-        backends("attention")
+    with pytest.raises(ValueError, match="op: expected one of attention.*; got 'attend'"):
+        backends("attend")
 
 
 def test_the_environment_sets_the_default_backend():

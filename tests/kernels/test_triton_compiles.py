@@ -18,6 +18,12 @@ QUICK = [
     "sigmoid_fwd_kernel fp16 GRADIENT",
     "positive_kernel fp16",
     "similarity_kernel fp16 HAS_POSITIVES K=16",
+    "spans_kernel fp32 OF_KEYS",
+    "attention_fwd_kernel fp16 WIDTH=64",
+    "attention_bwd_queries_kernel fp16 WIDTH=64 SPANS",
+    "attention_bwd_keys_kernel fp16 WIDTH=64 SPANS",
+    "single_query_fwd_kernel fp16 WIDTH=64",
+    "single_query_bwd_kernel fp16 WIDTH=64 PACKED_Q PACKED_K",
 ]
 
 
@@ -25,9 +31,9 @@ def check(name, target):
     launch = LAUNCHES[name]
     found = triton_aot.compile_for(launch, target)
     assert found.spilled_bytes == 0
-    assert 0 < found.shared_bytes <= target.shared_limit
-    assert 0 < found.registers <= 512 if target.gpu.backend == "hip" else 255
-    if launch.dtype != "fp32":
+    assert found.shared_bytes <= target.shared_limit
+    assert 0 < found.registers <= (512 if target.gpu.backend == "hip" else 255)
+    if launch.tensor_cores and launch.dtype != "fp32":
         assert found.tensor_core == target.tensor_core
 
 

@@ -3,8 +3,11 @@
 import os
 import shutil
 
+import fake_ops
 import pytest
+from clipfast_kernels import dispatch, verification
 
+from clipfast import doctor
 from clipfast.cli import main
 
 
@@ -122,3 +125,21 @@ def test_doctor_prints_every_part_and_backend_and_exits_0(capsys):
         assert part in printed
     for backend in ("cpu", "reference", "triton"):
         assert backend in printed
+
+
+def test_doctor_verifies_and_tells_what_is_wrong_by_its_exit_code(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for names, code in (("reference,quick,torch", 0), ("reference,torch,wrong,dying", 1)):
+        op = fake_ops.fake_op(names.split(","))
+        for module in (dispatch, verification, doctor):
+            monkeypatch.setattr(module, "OPS", {"doubled": lambda op=op: op})
+        monkeypatch.setattr(verification, "CHILD", [fake_ops.__file__, names])
+        assert main(["doctor", "--verify"]) == code
+        printed = capsys.readouterr().out
+        assert "verified on" in printed
+        assert "measurements; these times do not change it" in printed
+        assert f"Kept in {tmp_path}" in printed
+        for name in names.split(",")[1:]:
+            assert name in printed
+    assert "wrong: " in printed
+    assert "signal 11" in printed

@@ -22,6 +22,13 @@ def check_matrix(name: str, x: Tensor | GatheredFeatures) -> Tensor:
     return rows
 
 
+def check_floats(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor; got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a floating-point dtype; got {x.dtype}")
+
+
 def check_pairs(
     image_features: Tensor | GatheredFeatures, text_features: Tensor | GatheredFeatures
 ) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipfast_kernels import extension
 
-_COST = "until then panels of plain torch serve, in 1.3 to 2.5 times the time"
+_COST = "until then plain torch serves, in 1.3 to 2.5 times the time"
 
 
 def unusable(*tensors: Tensor) -> list[str]:

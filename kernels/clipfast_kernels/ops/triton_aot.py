@@ -17,6 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from clipfast_kernels.ops.attention import triton as attention
+from clipfast_kernels.ops.attention.triton_rows import SPANS_BLOCK, spans_kernel
+from clipfast_kernels.ops.attention.triton_single import (
+    single_config,
+    single_query_bwd_kernel,
+    single_query_fwd_kernel,
+)
 from clipfast_kernels.ops.contrastive.triton import contrastive_bwd_kernel, contrastive_fwd_kernel
 from clipfast_kernels.ops.sigmoid.triton import sigmoid_fwd_kernel
 from clipfast_kernels.ops.similarity.triton import (
@@ -24,7 +31,12 @@ from clipfast_kernels.ops.similarity.triton import (
     positive_kernel,
     similarity_kernel,
 )
-from clipfast_kernels.ops.triton_tile import PAIR_CONFIGS, SIMILARITY_CONFIGS, launch_options
+from clipfast_kernels.ops.triton_tile import (
+    PAIR_CONFIGS,
+    SIMILARITY_CONFIGS,
+    Config,
+    launch_options,
+)
 
 
 class Target(NamedTuple):
@@ -45,6 +57,10 @@ TARGETS = [
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 
+# Constants that are more than a flag.
+_NUMBERS = {"K", "WIDTH"}
+
+
 class Launch(NamedTuple):
     """One kernel as the host launches it."""
 
@@ -52,11 +68,12 @@ class Launch(NamedTuple):
     dtype: str
     constants: dict[str, Any]
     configs: dict[int, Any]
+    tensor_cores: bool = True  # whether its 16-bit products are meant for them
 
     @property
     def name(self) -> str:
         """The kernel, dtype and the flags that are set."""
-        flags = [f"{k}={v}" if k == "K" else k for k, v in self.constants.items() if v]
+        flags = [f"{k}={v}" if k in _NUMBERS else k for k, v in self.constants.items() if v]
         return " ".join([self.kernel.__name__, self.dtype, *flags])
 
 
@@ -89,14 +106,43 @@ def launches() -> Iterator[Launch]:
         for positives, slots in ((False, 0), (False, 16), (True, 0), (True, 16), (True, MAX_TOPK)):
             of_similarity = {"HAS_POSITIVES": positives, "K": slots}
             yield Launch(similarity_kernel, dtype, of_similarity, SIMILARITY_CONFIGS)
+    yield from _attention_launches()
+
+
+def _attention_launches() -> Iterator[Launch]:
+    """Packed sequences, one to a program, at one width alone: only where a program finds its rows
+    differs from what is compiled for sequences of one length.
+    """
+    for of_keys in (False, True):
+        block = {4: Config(SPANS_BLOCK, 0, 0, 4, 3)}
+        yield Launch(spans_kernel, "fp32", {"OF_KEYS": of_keys}, block, tensor_cores=False)
+    for dtype, size in DTYPES.items():
+        for width in attention.WIDTHS:
+            fwd = {size: attention.fwd_config(size, width)}
+            bwd = {size: attention.bwd_config(size, width)}
+            single = {size: single_config(width)}
+            for packed in (False, True) if width == 64 else (False,):
+                flags = {"WIDTH": width, "PACKED_Q": packed, "PACKED_K": packed}
+                for kernel in (single_query_fwd_kernel, single_query_bwd_kernel):
+                    yield Launch(kernel, dtype, flags, single, tensor_cores=False)
+                for spans in (False,) if packed else (False, True):
+                    of_tiles = {**flags, "SPANS": spans}
+                    yield Launch(attention.attention_fwd_kernel, dtype, of_tiles, fwd)
+                    yield Launch(attention.attention_bwd_queries_kernel, dtype, of_tiles, bwd)
+                    yield Launch(attention.attention_bwd_keys_kernel, dtype, of_tiles, bwd)
 
 
 # Pointers that are not float32 vectors; the first group has the inputs' dtype.
 _FEATURES = {"x", "y", "h", "g", "queries", "keys", "chosen"}
+_FEATURES |= {"q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v"}
 _INT64 = {"ids", "positives"}
-_INT32 = {"rank", "topk_indices"}
+_INT32 = {"rank", "topk_indices", "cu_own", "cu_other", "cu_q", "cu_k", "spans"}
 _SCALARS = {"first_row", "last_row", "n", "N", "D", "offset", "tiles"}
+_SCALARS |= {"rows", "batch", "bits", "causal", "T_q", "T_k", "max_q", "max_k"}
+_STRIDES = {"q_stride", "k_stride", "v_stride", "d_q_stride", "d_k_stride", "d_v_stride"}
+_FLOATS = {"h_scale", "g_scale", "softmax_scale"}
 _OPTIONAL = {"ids": "HAS_IDS", "positives": "HAS_POSITIVES", "positive": "HAS_POSITIVES"}
+_OPTIONAL |= {"spans": "SPANS", "cu_q": "PACKED_Q", "cu_k": "PACKED_K"}
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any]]:
@@ -109,9 +155,9 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any]]:
         if name in constants or constants.get(_OPTIONAL.get(name, ""), True) is False:
             signature[name] = "constexpr"
             constants.setdefault(name, None)
-        elif name in _SCALARS:
+        elif name in _SCALARS | _STRIDES:
             signature[name] = "i32"
-        elif name in ("h_scale", "g_scale"):
+        elif name in _FLOATS:
             signature[name] = "fp32"
         else:
             kinds = {"i64": _INT64, "i32": _INT32, launch.dtype: _FEATURES}
@@ -128,7 +174,7 @@ def compile_for(launch: Launch, target: Target) -> Resources:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(launch.kernel.arg_names)
-        if signature[name].startswith("*") or name == "D"
+        if signature[name].startswith("*") or name == "D" or name in _STRIDES
     }
     compiled = triton.compile(
         ASTSource(launch.kernel, signature, constants, aligned),

@@ -47,7 +47,7 @@ def unusable(*tensors: Tensor) -> list[str]:
     served = {torch.float16, torch.float32, torch.int64}
     if not INTERPRETED:  # where the products of bfloat16 are wrong
         served.add(torch.bfloat16)
-    for dtype in sorted({str(t.dtype) for t in tensors if t.ndim == 2 and t.dtype not in served}):
+    for dtype in sorted({str(t.dtype) for t in tensors if t.ndim > 1 and t.dtype not in served}):
         known = ", ".join(sorted(str(d).removeprefix("torch.") for d in served - {torch.int64}))
         reasons.append(f"a tensor is {dtype}, and this backend takes {known} here")
     return reasons

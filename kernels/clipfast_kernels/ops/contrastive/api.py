@@ -43,10 +43,17 @@ def _reference() -> ModuleType:
     return reference
 
 
+def _trials() -> ModuleType:
+    from clipfast_kernels.ops.contrastive import trials
+
+    return trials
+
+
 BACKENDS = Op(
     name="contrastive_loss",
     modules={"cpu": _cpu, "torch": _torch, "triton": _triton, "reference": _reference},
     planned={"cuda": "clipfast has no CUDA kernel for this op: its products are the vendor's"},
+    trials=_trials,
 )
 
 

@@ -42,10 +42,17 @@ def _reference() -> ModuleType:
     return reference
 
 
+def _trials() -> ModuleType:
+    from clipfast_kernels.ops.sigmoid import trials
+
+    return trials
+
+
 BACKENDS = Op(
     name="sigmoid_loss",
     modules={"cpu": _cpu, "torch": _torch, "triton": _triton, "reference": _reference},
     planned={"cuda": "clipfast has no CUDA kernel for this op: its products are the vendor's"},
+    trials=_trials,
 )
 
 
