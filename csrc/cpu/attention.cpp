@@ -40,7 +40,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMaxRun = 4;
+constexpr int64_t kMaxRun = 16;
+// Multiply-adds of one product below which waking the other threads takes longer than the call.
+constexpr int64_t kParallelWork = 1 << 20;
 
 template <typename T>
 AttentionPass<T> choose_pass(bool backward) {
@@ -178,7 +180,8 @@ void run(const Arguments& a, const Gradients* gradients) {
     }
     const AttentionPass<T> pass = choose_pass<T>(gradients != nullptr);
     const int64_t width = a.q.size(2), units = a.batch * n_heads;
-    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t work_size = longest * tokens * width * n_heads;
+    const int64_t threads = work_size < kParallelWork ? 1 : torch::stable::get_num_threads();
     // Heads of one sequence lie side by side, so a thread takes some that follow one another; few
     // enough for the threads to end together.
     const int64_t run = std::clamp<int64_t>(units / (8 * threads), 1, kMaxRun);
@@ -204,6 +207,7 @@ void run(const Arguments& a, const Gradients* gradients) {
         _mm_sfence();  // other threads read what the units stored past the caches
 #endif
     };
+    if (threads == 1) return work(0, 1);
     torch::stable::parallel_for(0, threads, 1, work);
 }
 

@@ -213,8 +213,6 @@ SIMD_FUNCTION void attention_forward(const AttentionUnit<Real>& u, Real* scratch
     pack_transposed(u.k.data, u.k.row, u.n_k, u.width, u.scale, keys);
     pack_rows(u.v.data, u.v.row, u.n_k, u.width, values);
     prefetch(u.k, u.n_k, u.width, u.ahead);
-    prefetch(u.v, u.n_k, u.width, u.ahead);
-    prefetch(u.q, u.n_q, u.width, u.ahead);
 
     const int64_t strips = (u.n_q + kStripRows - 1) / kStripRows;
     for (int64_t strip = 0; strip < strips; ++strip) {
@@ -223,6 +221,7 @@ SIMD_FUNCTION void attention_forward(const AttentionUnit<Real>& u, Real* scratch
         multiply(scores, last - first, vectors, [&](int64_t, int64_t end) {
             return Extent{0, u.width, vectors_of(u.seen(first + end - 1))};
         });
+        if (strip == 0) prefetch(u.v, u.n_k, u.width, u.ahead);
         const int64_t strip_end = vectors_of(u.seen(last - 1)) * kLanes;
         for (int64_t i = first; i < last; ++i) {
             Real* row = s + (i - first) * columns;
@@ -236,6 +235,7 @@ SIMD_FUNCTION void attention_forward(const AttentionUnit<Real>& u, Real* scratch
             shift[i - first] = softmax.shift;
         }
         finish_rows(inverse, shift, last - first, u.lse + first);
+        if (strip == 0) prefetch(u.q, u.n_q, u.width, u.ahead);
         BlockProduct<Real> output{s, columns, 1, values, u.width, 0, u.out.at(first), u.out.row};
         output.row_alpha = inverse;
         output.stream = streams(u.out);
@@ -313,9 +313,6 @@ SIMD_FUNCTION void attention_backward(const AttentionUnit<Real>& u, Real* scratc
     pack_transposed(u.v.data, u.v.row, u.n_k, width, 1, values_transposed);
     pack_rows(u.k.data, u.k.row, u.n_k, width, keys);
     prefetch(u.k, u.n_k, width, u.ahead);
-    prefetch(u.v, u.n_k, width, u.ahead);
-    prefetch(u.q, u.n_q, width, u.ahead);
-    prefetch(u.d_out, u.n_q, width, u.ahead);
 
     const int64_t strips = (u.n_q + kStripRows - 1) / kStripRows;
     for (int64_t strip = 0; strip < strips; ++strip) {
@@ -328,6 +325,7 @@ SIMD_FUNCTION void attention_backward(const AttentionUnit<Real>& u, Real* scratc
         };
         BlockProduct<Real> scores{q, width, 1, keys_transposed, 0, width, p, columns};
         multiply(scores, rows, vectors, seen_columns);
+        if (strip == 0) prefetch(u.v, u.n_k, width, u.ahead);
         BlockProduct<Real> d_p{d_out, width, 1, values_transposed, 0, width, d_s, columns};
         multiply(d_p, rows, vectors, seen_columns);
         // A tile of keys may reach beyond the last one that the strip sees.
@@ -342,6 +340,7 @@ SIMD_FUNCTION void attention_backward(const AttentionUnit<Real>& u, Real* scratc
                 std::fill(d_s_row, d_s_row + strip_end, Real(0));
             }
         }
+        if (strip == 0) prefetch(u.q, u.n_q, width, u.ahead);
         BlockProduct<Real> d_q{d_s, columns, 1, keys, width, 0, u.d_q.at(first), u.d_q.row};
         d_q.alpha = u.scale;
         d_q.stream = streams(u.d_q);
@@ -363,6 +362,7 @@ SIMD_FUNCTION void attention_backward(const AttentionUnit<Real>& u, Real* scratc
             multiply(product, u.n_k, wide, seeing_rows);
         };
         over_queries(p, d_out, d_values, u.d_v, 1);
+        if (strip == 0) prefetch(u.d_out, u.n_q, width, u.ahead);
         over_queries(d_s, q, d_keys, u.d_k, u.scale);
     }
 }

@@ -98,21 +98,36 @@ SIMD_FUNCTION void product_tile(const BlockProduct<Real>& p, int64_t row, int64_
             for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(x, line[v], sum[r][v]);
         }
     }
+    // Copies, because C's numbers might lie where p does, for all that the compiler knows.
+    const Real *add = p.add, *row_alpha = p.row_alpha;
+    const int64_t add_row = p.add_row, c_row = p.c_row;
+    const Real alpha = p.alpha;
+    Real* c = p.c + row * c_row + vector * kLanes;
+    if (add != nullptr) {
+        add += row * add_row + vector * kLanes;
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sum[r][v] += load(add + r * add_row + v * kLanes);
+        }
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-        Real* c = p.c + (row + r) * p.c_row + vector * kLanes;
-        const Vec alpha = splat(p.row_alpha == nullptr ? p.alpha : p.alpha * p.row_alpha[row + r]);
+        const Vec factor = splat(row_alpha == nullptr ? alpha : alpha * row_alpha[row + r]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-            Vec total = sum[r][v];
-            if (p.add != nullptr) {
-                total += load(p.add + (row + r) * p.add_row + (vector + v) * kLanes);
-            }
-            if (p.stream) {
-                store_stream(c + v * kLanes, total * alpha);
-            } else {
-                store(c + v * kLanes, total * alpha);
-            }
+        for (int v = 0; v < V; ++v) sum[r][v] *= factor;
+    }
+    if (p.stream) {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) store_stream(c + r * c_row + v * kLanes, sum[r][v]);
+        }
+    } else {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) store(c + r * c_row + v * kLanes, sum[r][v]);
         }
     }
 }

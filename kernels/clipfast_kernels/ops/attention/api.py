@@ -235,9 +235,8 @@ def _call(packs: list[Tensor], where: _Where, backend: str) -> Tensor:
         shape_class=_shape_class(parts[0], parts[1], batch, cu_q is not None),
     )
     if chosen not in _DIFFERENTIABLE:
-        out, _ = torch.ops.clipfast_kernels.attention_fwd(packs, *where, chosen)
-        result: Tensor = out
-        return result
+        out: Tensor = _operator.Attention.apply((*where, chosen), *packs)
+        return out
     max_q = longest(cu_q) if max_q is None else max_q
     max_k = longest(cu_k) if max_k is None else max_k
     sequences = Sequences(cu_q, cu_k, batch, max_q, max_k, causal, scale)

