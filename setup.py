@@ -28,6 +28,7 @@ SOURCES = [
     "csrc/extension.cpp",
     "csrc/cpu/attention.cpp",
     "csrc/cpu/contrastive.cpp",
+    "csrc/cpu/quick_gelu.cpp",
     "csrc/cpu/sigmoid.cpp",
     "csrc/cpu/similarity.cpp",
 ]
@@ -37,6 +38,7 @@ HEADERS = [
     "csrc/cpu/contrastive_tile.h",
     "csrc/cpu/logits.h",
     "csrc/cpu/prepare.h",
+    "csrc/cpu/quick_gelu_tile.h",
     "csrc/cpu/sigmoid_tile.h",
     "csrc/cpu/simd.h",
     "csrc/cpu/similarity_tile.h",

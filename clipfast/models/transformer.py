@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from clipfast_kernels import quick_gelu
 from torch import Tensor, nn
 
 from clipfast.models.layouts import ImageTokens, PackedTokens
@@ -20,7 +21,7 @@ class QuickGELU(nn.Module):
     """x · σ(1.702 x), the activation of OpenAI's weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return quick_gelu(x)
 
 
 class Attention(nn.Module):

@@ -12,6 +12,7 @@ from clipfast_kernels.ops.contrastive.api import (
     contrastive_loss,
     contrastive_loss_with_metrics,
 )
+from clipfast_kernels.ops.quick_gelu.api import quick_gelu
 from clipfast_kernels.ops.sigmoid.api import sigmoid_loss
 from clipfast_kernels.ops.similarity.api import Similarity, gathered_similarity
 from clipfast_kernels.verdicts import Verdict
@@ -31,6 +32,7 @@ __all__ = [
     "contrastive_loss_with_metrics",
     "gathered_similarity",
     "pin_backend",
+    "quick_gelu",
     "sigmoid_loss",
     "start_gather",
     "verify",

@@ -165,11 +165,18 @@ def _attention() -> Op:
     return BACKENDS
 
 
+def _quick_gelu() -> Op:
+    from clipfast_kernels.ops.quick_gelu.api import BACKENDS
+
+    return BACKENDS
+
+
 OPS: dict[str, Callable[[], Op]] = {
     "attention": _attention,
     "contrastive_loss": _contrastive_loss,
     "sigmoid_loss": _sigmoid_loss,
     "gathered_similarity": _gathered_similarity,
+    "quick_gelu": _quick_gelu,
 }
 
 

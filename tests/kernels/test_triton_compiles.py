@@ -18,6 +18,8 @@ QUICK = [
     "sigmoid_fwd_kernel fp16 GRADIENT",
     "positive_kernel fp16",
     "similarity_kernel fp16 HAS_POSITIVES K=16",
+    "quick_gelu_fwd_kernel fp16",
+    "quick_gelu_bwd_kernel fp16",
     "spans_kernel fp32 OF_KEYS",
     "attention_fwd_kernel fp16 WIDTH=64",
     "attention_bwd_queries_kernel fp16 WIDTH=64 SPANS",

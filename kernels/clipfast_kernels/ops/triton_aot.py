@@ -25,6 +25,7 @@ from clipfast_kernels.ops.attention.triton_single import (
     single_query_fwd_kernel,
 )
 from clipfast_kernels.ops.contrastive.triton import contrastive_bwd_kernel, contrastive_fwd_kernel
+from clipfast_kernels.ops.quick_gelu import triton as quick_gelu
 from clipfast_kernels.ops.sigmoid.triton import sigmoid_fwd_kernel
 from clipfast_kernels.ops.similarity.triton import (
     MAX_TOPK,
@@ -106,6 +107,9 @@ def launches() -> Iterator[Launch]:
         for positives, slots in ((False, 0), (False, 16), (True, 0), (True, 16), (True, MAX_TOPK)):
             of_similarity = {"HAS_POSITIVES": positives, "K": slots}
             yield Launch(similarity_kernel, dtype, of_similarity, SIMILARITY_CONFIGS)
+        of_elements = {DTYPES[dtype]: quick_gelu.CONFIG}
+        for kernel in (quick_gelu.quick_gelu_fwd_kernel, quick_gelu.quick_gelu_bwd_kernel):
+            yield Launch(kernel, dtype, {}, of_elements, tensor_cores=False)
     yield from _attention_launches()
 
 
@@ -134,6 +138,7 @@ def _attention_launches() -> Iterator[Launch]:
 
 # Pointers that are not float32 vectors; the first group has the inputs' dtype.
 _FEATURES = {"x", "y", "h", "g", "queries", "keys", "chosen"}
+_FEATURES |= {"d_x", "d_y"}
 _FEATURES |= {"q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v"}
 _INT64 = {"ids", "positives"}
 _INT32 = {"rank", "topk_indices", "cu_own", "cu_other", "cu_q", "cu_k", "spans"}

@@ -118,6 +118,5 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise NotImplementedError(
-            "attention: the gradient of its gradient is not implemented; "
-            "backend='reference' has it"
+            "attention: the gradient of its gradient is not implemented; backend='reference' has it"
         )
