@@ -89,7 +89,7 @@ class _QuickGelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
         return torch.ops.clipfast_kernels.quick_gelu_bwd(d_y, *ctx.saved_tensors, ctx.backend), None
 
