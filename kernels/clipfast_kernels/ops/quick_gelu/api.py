@@ -45,7 +45,7 @@ def _trials() -> ModuleType:
 BACKENDS = Op(
     name="quick_gelu",
     modules={"cpu": _cpu, "torch": _torch, "triton": _triton, "reference": _reference},
-    planned={"cuda": "clipfast has no CUDA kernel for this op: Triton's reaches the memory's rate"},
+    planned={"cuda": "clipfast has no CUDA kernel for this op: it is one pass over memory"},
     trials=_trials,
 )
 
@@ -101,7 +101,7 @@ def quick_gelu(x: Tensor, *, backend: str = "auto") -> Tensor:
 
         x * torch.sigmoid(1.702 * x)
 
-    which reads and writes eleven tensors of x's size forward and backward where this takes five.
+    which goes 21 times over a tensor of x's size, forward and backward, where this takes five.
 
     Args:
         x: any shape; float32, float64, float16 or bfloat16.
