@@ -121,8 +121,11 @@ class Captions:
         return torch.cat([sdpa(*x[None].unbind(2), causal=True)[0] for x in parts])
 
     def nested(self, qkv: Tensor) -> Tensor:
-        parts = torch.nested.nested_tensor_from_jagged(qkv, self.cu_seqlens.long())
-        q, k, v = (x.transpose(1, 2) for x in parts.unbind(2))
+        offsets = self.cu_seqlens.long()
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(x, offsets).transpose(1, 2)
+            for x in qkv.unbind(1)
+        )
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.transpose(1, 2).values()
 
