@@ -75,6 +75,13 @@ def _until_interrupted(run: Callable[[], object]) -> int:
     return 0
 
 
+def _convert(arguments: Sequence[str]) -> int:
+    from clipfast.weights.convert import convert_checkpoint
+
+    convert_checkpoint(arguments)
+    return 0
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from clipfast.doctor import doctor
 
@@ -84,5 +91,6 @@ def _doctor(arguments: Sequence[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (_demo, "make handwriting data, train a small CLIP on it, test it zero-shot"),
     "train": (_train, "train a model, with open_clip's flags"),
+    "convert": (_convert, "weights between OpenAI's, open_clip's and Hugging Face's forms"),
     "doctor": (_doctor, "what this machine has, and which backend serves which operation"),
 }

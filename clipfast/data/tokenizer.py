@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -47,26 +47,33 @@ CACHED_WORDS = 1 << 16
 CACHED_CAPTION_LENGTH = 1000  # characters; much longer "words" would fill the memory
 
 
-def clean(text: str) -> str:
-    """open_clip's default cleaning, up to case and the amount of white space.
+def is_plain(text: str) -> bool:
+    """`mend` changes nothing but the white space at the ends, and `strip` takes all of it off.
 
-    Printable ASCII needs none: ftfy and html.unescape change it only at an HTML entity, which is an
-    ampersand with no space after it. At the ends, what `strip` takes off ASCII text goes there too.
+    ftfy and html.unescape change printable ASCII only at an HTML entity, which is an ampersand with
+    no space after it.
     """
     bare = text.strip()
-    if text.isascii() and bare.isprintable() and not MAY_BE_ENTITY.search(bare):
-        return bare
-    return clean_any(text)
+    return text.isascii() and bare.isprintable() and not MAY_BE_ENTITY.search(bare)
+
+
+def mend(text: str) -> str:
+    """Without mis-decoded characters and HTML entities, as open_clip's cleanings begin."""
+    import ftfy  # only here, since plain captions never need it
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def clean(text: str) -> str:
+    """open_clip's default cleaning, up to case and the amount of white space."""
+    return text.strip() if is_plain(text) else clean_any(text)
 
 
 def clean_any(text: str) -> str:
     """`clean` without the short cut."""
-    import ftfy  # only here, since plain captions never need it
-
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
     # U+0345 is neither letter, digit nor symbol to open_clip's pattern, because that ignores case:
     # it separates words as a space does. Lower case here, as Python's Unicode is not the engine's.
-    return " ".join(text.split()).lower().replace("\u0345", " ")
+    return " ".join(mend(text).split()).lower().replace("\u0345", " ")
 
 
 class InstantEngine:
@@ -111,6 +118,27 @@ class InstantEngine:
             plain = ""
 
 
+class Vocabulary(NamedTuple):
+    """A visible stand-in for each byte, each token's id (without the two special ones), and the
+    merges in their order."""
+
+    symbols: dict[int, str]
+    ids: dict[str, int]
+    merges: list[tuple[str, str]]
+
+
+def read_vocabulary(merges_file: Path) -> Vocabulary:
+    lines = gzip.decompress(merges_file.read_bytes()).decode("utf-8").split("\n")
+    merges = [(a, b) for a, b in map(str.split, lines[1 : N_MERGES + 1])]
+    # The stand-in is the byte itself where that is visible, or a letter from U+0100 on.
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    symbols = dict(zip([*visible, *hidden], map(chr, [*visible, *range(256, 324)]), strict=True))
+    single = symbols.values()
+    tokens = [*single, *(s + "</w>" for s in single), *(a + b for a, b in merges)]
+    return Vocabulary(symbols, {token: i for i, token in enumerate(tokens)}, merges)
+
+
 class MergesEngine:
     """Byte-pair encoding by `tokenizers`, from the merges that open_clip_torch carries.
 
@@ -123,18 +151,8 @@ class MergesEngine:
         import regex  # type: ignore[import-untyped]
         from tokenizers.models import BPE
 
-        lines = gzip.decompress(merges_file.read_bytes()).decode("utf-8").split("\n")
-        merges = [(a, b) for a, b in map(str.split, lines[1 : N_MERGES + 1])]
-        # Every byte has a visible stand-in: itself, or a letter from U+0100 on.
-        visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        self._symbols = dict(
-            zip([*visible, *hidden], map(chr, [*visible, *range(256, 324)]), strict=True)
-        )
-        symbols = self._symbols.values()
-        names = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
-        vocabulary = {name: i for i, name in enumerate(names)}
-        self._model = BPE(vocabulary, merges, end_of_word_suffix="</w>")
+        self._symbols, ids, merges = read_vocabulary(merges_file)
+        self._model = BPE(ids, merges, end_of_word_suffix="</w>")
         self._split = regex.compile(
             "|".join(SPECIAL) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
             regex.IGNORECASE,
@@ -173,13 +191,18 @@ def pad(captions: Iterable[bytes], context_length: int) -> NDArray[np.uint16]:
     return np.frombuffer(padded, dtype=np.uint16).reshape(-1, context_length)
 
 
-@cache
-def merges_engine_if_installed() -> MergesEngine | None:
-    """The engine with the merges file of the installed open_clip, found without importing it."""
+def merges_file_if_installed() -> Path | None:
+    """The merges file of the installed open_clip, found without importing it."""
     spec = importlib.util.find_spec("open_clip")
     folders = (spec and spec.submodule_search_locations) or []
     files = (Path(folder) / "bpe_simple_vocab_16e6.txt.gz" for folder in folders)
-    return next((MergesEngine(file) for file in files if file.is_file()), None)
+    return next(filter(Path.is_file, files), None)
+
+
+@cache
+def merges_engine_if_installed() -> MergesEngine | None:
+    file = merges_file_if_installed()
+    return None if file is None else MergesEngine(file)
 
 
 def choose_engine() -> Engine:

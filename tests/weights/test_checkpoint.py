@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clipfast.errors import UserError
-from clipfast.models.weights import load_checkpoint, read_checkpoint
+from clipfast.weights.checkpoint import read_checkpoint
+from clipfast.weights.loading import load_checkpoint
 
 STATE = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
 

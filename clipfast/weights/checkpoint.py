@@ -1,24 +1,30 @@
-"""Weights in and out, in open_clip's checkpoint form: {epoch, name, state_dict, optimizer}."""
+"""open_clip's checkpoint files: {epoch, name, state_dict, optimizer}, pickled by torch.save."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from clipfast.errors import UserError
+from clipfast.weights.torchscript import is_torchscript
+
+# What data-parallel training and torch.compile put before each name.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint without executing anything in it.
 
     Returns:
-        open_clip's dict; a bare state dict comes as {"state_dict": …}. A "module." prefix that
-        data-parallel training left on the names is removed.
+        open_clip's dict; a bare state dict comes as {"state_dict": …}. The "module." and
+        "_orig_mod." that wrappers of the model left before the names are removed.
 
     Raises:
         UserError: the file is missing, cut short, no checkpoint, or holds code; or its state_dict,
@@ -27,6 +33,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
+    if is_torchscript(path):
+        raise UserError(f"checkpoint {path}: expected a checkpoint; got a TorchScript archive")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -45,9 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if "state_dict" not in content:
         content = {"state_dict": content}
     _check_content(content, path)
-    state = content["state_dict"]
-    if state and all(name.startswith("module.") for name in state):
-        content["state_dict"] = {n.removeprefix("module."): t for n, t in state.items()}
+    content["state_dict"] = unwrapped(content["state_dict"])
     return content
 
 
@@ -59,7 +65,7 @@ def _check_content(content: dict[str, Any], path: Path) -> None:
             f"checkpoint {path}: state_dict: expected a dict of tensors; got {type(state).__name__}"
         )
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(
                 f"checkpoint {path}: state_dict: expected a tensor under each name; "
                 f"got {type(tensor).__name__} under {name!r}"
@@ -75,38 +81,16 @@ def _check_content(content: dict[str, Any], path: Path) -> None:
         )
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint's weights into a model, strictly.
-
-    Returns:
-        The checkpoint, for its epoch and optimizer.
-
-    Raises:
-        UserError: the file cannot be read, or names and shapes differ from the model's.
-    """
-    checkpoint = read_checkpoint(path)
-    load_weights(model, checkpoint["state_dict"], str(path))
-    return checkpoint
+def unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the model inside its wrappers, in whatever order they were put on."""
+    state = dict(state_dict)
+    while prefix := next((w for w in _WRAPPERS if _all_start_with(w, state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
-def load_weights(model: nn.Module, given: dict[str, Any], path: str) -> None:
-    """Loads a state dict that was read from `path`, strictly.
-
-    Raises:
-        UserError: names or shapes differ from the model's.
-    """
-    own = model.state_dict()
-    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
-    for names, what in ((missing, "lacks"), (unexpected, "has what the model does not:")):
-        if names:
-            raise UserError(f"checkpoint {path}: {what} {_some(sorted(names))}")
-    for name, tensor in own.items():
-        if given[name].shape != tensor.shape:
-            raise UserError(
-                f"checkpoint {path}: {name}: expected shape {tuple(tensor.shape)}; "
-                f"got {tuple(given[name].shape)}"
-            )
-    model.load_state_dict(given)
+def _all_start_with(prefix: str, state: Mapping[str, Tensor]) -> bool:
+    return bool(state) and all(name.startswith(prefix) for name in state)
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -115,26 +99,31 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the folder is not writable or the disk is full; the old file stands.
     """
-    path = Path(path)
+    with replacing(Path(path)) as partial:
+        try:
+            with open(partial, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            # torch.save hides a failed write behind its own complaint about the file's length.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the path of a file to write; once the block has written it, it becomes `path`.
+
+    Raises:
+        OSError: of the block or the exchange, under the name `path`; the old file stands.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
+        yield partial
+        with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except RuntimeError as error:
-        # torch.save hides a failed write behind its own complaint about the file's length.
-        if isinstance(error.__context__, OSError):
-            cause = error.__context__
-            raise OSError(cause.errno, cause.strerror, str(path)) from None
-        raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
