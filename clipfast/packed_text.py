@@ -35,14 +35,75 @@ def pack_ids(captions: Sequence[Sequence[int]]) -> PackedText:
     return PackedText(tokens, lengths.cumsum(0, dtype=torch.int32))
 
 
-def pack_padded(text: Tensor) -> PackedText:
-    """Drops everything after each row's end-of-text token, which is the row's largest id.
+def pack_padded(text: Tensor, ends: Tensor | None = None) -> PackedText:
+    """Drops everything after each row's last token.
 
     Args:
-        text: (B, L) integer ids, zero-padded, as `tokenize` and open_clip's tokenizer give.
+        text: (B, L) integer ids, as `tokenize` and open_clip's tokenizer give.
+        ends: (B,) the place of each row's last token; None is the place of its largest id, the
+            end-of-text token.
     """
-    end = text.argmax(dim=-1)
-    kept = torch.arange(text.shape[1], device=text.device) <= end[:, None]
+    ends = text.argmax(dim=-1) if ends is None else ends
+    kept = torch.arange(text.shape[1], device=text.device) <= ends[:, None]
     cu_seqlens = torch.zeros(text.shape[0] + 1, dtype=torch.int32, device=text.device)
-    cu_seqlens[1:] = (end + 1).cumsum(0)
+    cu_seqlens[1:] = (ends + 1).cumsum(0)
     return PackedText(text[kept].long(), cu_seqlens)
+
+
+def pad_packed(text: PackedText, context_length: int, pad_id: int = 0) -> Tensor:
+    """(B, L) int64, `pad_id` behind each caption; with zeros, what `pack_padded` packs."""
+    return pad_rows(text.tokens, token_places(text.cu_seqlens, context_length), pad_id)
+
+
+def token_places(cu_seqlens: Tensor, length: int) -> Tensor:
+    """(B, L) bool: where captions laid in rows of L = `length` have tokens."""
+    place = torch.arange(length, device=cu_seqlens.device)
+    return place < cu_seqlens.diff()[:, None]
+
+
+def pad_rows(rows: Tensor, places: Tensor, fill: float) -> Tensor:
+    """(T, …) -> (B, L, …): the rows in their order at the T `places` (B, L), `fill` elsewhere."""
+    padded = rows.new_full((*places.shape, *rows.shape[1:]), fill)
+    padded[places] = rows
+    return padded
+
+
+def check_padded(text: Tensor) -> None:
+    """Raises:
+    ValueError: text is not (B, L) ids of at least a caption and a token.
+    """
+    if text.ndim != 2 or 0 in text.shape or text.is_floating_point():
+        raise ValueError(
+            "text: expected PackedText or integer ids (B, L), B and L ≥ 1; "
+            f"got {text.dtype} {tuple(text.shape)}"
+        )
+
+
+def check_packed(text: PackedText, context_length: int) -> int:
+    """The longest caption's tokens.
+
+    Raises:
+        ValueError: no caption, cu_seqlens that do not run from 0 to the number of tokens, or a
+            caption that is empty or longer than the context.
+    """
+    ends = text.cu_seqlens
+    if ends.ndim != 1 or len(ends) < 2:
+        raise ValueError(
+            "text: expected cu_seqlens of shape (B + 1,), B ≥ 1 captions; "
+            f"got shape {tuple(ends.shape)}"
+        )
+    lengths = ends.diff()
+    # Together, because each value read from a GPU waits for it.
+    first, last, shortest, longest = torch.stack(
+        [ends[0], ends[-1], lengths.min(), lengths.max()]
+    ).tolist()
+    if (first, last) != (0, len(text.tokens)):
+        raise ValueError(
+            f"text: expected cu_seqlens from 0 to {len(text.tokens)}, the number of tokens; "
+            f"got {first} to {last}"
+        )
+    if shortest < 1 or longest > context_length:
+        raise ValueError(
+            f"text: expected captions of 1 to {context_length} tokens; got {shortest} to {longest}"
+        )
+    return int(longest)

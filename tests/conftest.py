@@ -7,7 +7,8 @@ import torch
 
 from clipfast.demo.dataset import DigitShards
 
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # tolerance.py
+for helpers in ("kernels", "models", "adapters"):
+    sys.path.insert(0, str(Path(__file__).parent / helpers))
 
 TINY_MODEL = {
     "embed_dim": 32,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clipfast.errors import UserError
+from clipfast.models.locking import lock_groups
 
 
 class ConvTower(nn.Module):
@@ -39,7 +40,7 @@ class ConvTower(nn.Module):
                 "conv tower: embed_dim, image_size, blocks, channels: expected at least 1 each; "
                 f"got {embed_dim}, {image_size}, {blocks}, {list(channels)}"
             )
-        self.image_size = image_size
+        self.image_size, self.freeze_bn_stats = image_size, False
         stages: list[nn.Module] = []
         width, side = 3, image_size
         for stage_width in channels:
@@ -67,3 +68,25 @@ class ConvTower(nn.Module):
         """Normalised images, float (B, 3, S, S) in any memory format → features (B, embed_dim),
         not normalised."""
         return self.head(self.stages(image).flatten(1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Raises:
+        UserError: asked to; a tower this small has nothing to gain.
+        """
+        if enable:
+            raise UserError("--grad-checkpointing: expected a ViT or ResNet; got a conv tower")
+
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freezes all but the last groups of: the stages, head.
+
+        Args:
+            freeze_bn_stats: BatchNorms in frozen groups normalise with the statistics that they
+                have, and keep them.
+        """
+        stages: list[list[nn.Module]] = [[]]
+        for module in self.stages:
+            stages[-1].append(module)
+            if isinstance(module, nn.MaxPool2d):
+                stages.append([])
+        lock_groups([*stages[:-1], [self.head]], unlocked_groups)
+        self.freeze_bn_stats = freeze_bn_stats

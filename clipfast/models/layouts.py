@@ -2,7 +2,7 @@
 
 A transformer block only ever asks its layout three things: attend over whole sequences, attend
 from each sequence's pooled token alone, and pick the pooled tokens. So the same blocks serve
-images and packed captions.
+images and captions, packed or padded.
 
 B sequences, L tokens of each, T tokens of all, H heads, D head width, W = H·D.
 """
@@ -12,26 +12,55 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from clipfast_kernels import attention_kv, attention_qkv
+from clipfast_kernels import attention, attention_kv, attention_qkv
 from torch import Tensor
 
 
-class ImageTokens(NamedTuple):
-    """(B, L, W): sequences of one length, bidirectional, pooled at the first token."""
+class BatchedTokens(NamedTuple):
+    """(B, L, W): sequences of one length, pooled at one place.
+
+    Attributes:
+        heads: H.
+        causal: token i sees the tokens 0 to i; then only the last one can be pooled.
+        pooled_at: the place of the pooled token; images have their class token first.
+    """
 
     heads: int
+    causal: bool = False
+    pooled_at: int = 0
 
-    def attend(self, qkv_BLW: Tensor) -> Tensor:
-        """(B, L, 3·W) -> (B, L, W)."""
-        return attention_qkv(_split_heads(qkv_BLW, 3, self.heads)).flatten(-2)
+    def attend(self, *parts_BLW: Tensor) -> Tensor:
+        """(B, L, 3·W) or three (B, L, W) -> (B, L, W)."""
+        return _attend(parts_BLW, self.heads, causal=self.causal)
 
-    def attend_pooled(self, q_BW: Tensor, kv_BLW: Tensor) -> Tensor:
-        """(B, W), (B, L, 2·W) -> (B, W)."""
-        q = q_BW.unflatten(-1, (self.heads, -1))[:, None]
-        return attention_kv(q, _split_heads(kv_BLW, 2, self.heads)).flatten(1)
+    def attend_pooled(self, q_BW: Tensor, *parts_BLW: Tensor) -> Tensor:
+        """(B, W), and (B, L, 2·W) or two (B, L, W) -> (B, W)."""
+        return _attend_from(q_BW[:, None], parts_BLW, self.heads)[:, 0]
 
     def pooled(self, x_BLW: Tensor) -> Tensor:
-        return x_BLW[:, 0]
+        return x_BLW[:, self.pooled_at]
+
+
+class PaddedTokens(NamedTuple):
+    """(B, L, W): causal sequences, padded behind the pooled token, for who must see whole blocks.
+
+    Attributes:
+        heads: H.
+        last: (B,) int64, each sequence's pooled token, which sees no padding.
+    """
+
+    heads: int
+    last: Tensor
+
+    def attend(self, *parts_BLW: Tensor) -> Tensor:
+        """(B, L, 3·W) or three (B, L, W) -> (B, L, W)."""
+        return _attend(parts_BLW, self.heads, causal=True)
+
+    def attend_pooled(self, q_BW: Tensor, *parts_BLW: Tensor) -> Tensor:
+        raise NotImplementedError("padded tokens: every block computes every token")
+
+    def pooled(self, x_BLW: Tensor) -> Tensor:
+        return x_BLW[torch.arange(len(self.last), device=self.last.device), self.last]
 
 
 class PackedTokens(NamedTuple):
@@ -40,7 +69,7 @@ class PackedTokens(NamedTuple):
     Attributes:
         heads: H.
         cu_seqlens: (B+1,) int32, where each sequence begins, and T.
-        max_length: the longest of them.
+        max_length: the longest of them, or more.
         positions: (T,) int64, each token's in its own sequence.
         last: (B,) int64, the row of each sequence's last token.
     """
@@ -52,35 +81,70 @@ class PackedTokens(NamedTuple):
     last: Tensor
 
     @staticmethod
-    def of(cu_seqlens: Tensor, heads: int) -> PackedTokens:
+    def of(cu_seqlens: Tensor, tokens: int, heads: int, max_length: int) -> PackedTokens:
+        """Args: T = `tokens`; the others as the attributes."""
         starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-        lengths = ends - starts
-        row = torch.arange(int(ends[-1]), device=ends.device)
-        positions = row - starts.repeat_interleave(lengths, output_size=len(row))
-        return PackedTokens(heads, cu_seqlens, int(lengths.max()), positions, ends - 1)
+        row = torch.arange(tokens, device=ends.device)
+        positions = row - starts.repeat_interleave(ends - starts, output_size=tokens)
+        return PackedTokens(heads, cu_seqlens, max_length, positions, ends - 1)
 
-    def attend(self, qkv_TW: Tensor) -> Tensor:
-        """(T, 3·W) -> (T, W)."""
-        qkv = _split_heads(qkv_TW, 3, self.heads)
-        return attention_qkv(qkv, self.cu_seqlens, max_seqlen=self.max_length, causal=True).flatten(
-            -2
+    def attend(self, *parts_TW: Tensor) -> Tensor:
+        """(T, 3·W) or three (T, W) -> (T, W)."""
+        return _attend(parts_TW, self.heads, self.cu_seqlens, self.max_length, causal=True)
+
+    def attend_pooled(self, q_BW: Tensor, *parts_TW: Tensor) -> Tensor:
+        """(B, W), and (T, 2·W) or two (T, W) -> (B, W). The last token sees all of its sequence."""
+        one_each = torch.arange(len(q_BW) + 1, dtype=torch.int32, device=q_BW.device)
+        return _attend_from(
+            q_BW, parts_TW, self.heads, one_each, self.cu_seqlens, 1, self.max_length
         )
-
-    def attend_pooled(self, q_BW: Tensor, kv_TW: Tensor) -> Tensor:
-        """(B, W), (T, 2·W) -> (B, W). The last token sees all of its sequence."""
-        q = q_BW.unflatten(-1, (self.heads, -1))
-        one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
-        return attention_kv(
-            q,
-            _split_heads(kv_TW, 2, self.heads),
-            one_each,
-            self.cu_seqlens,
-            max_seqlen_q=1,
-            max_seqlen_k=self.max_length,
-        ).flatten(-2)
 
     def pooled(self, x_TW: Tensor) -> Tensor:
         return x_TW.index_select(0, self.last)
+
+
+Layout = BatchedTokens | PaddedTokens | PackedTokens
+
+
+def _attend(
+    parts: tuple[Tensor, ...],
+    heads: int,
+    cu_seqlens: Tensor | None = None,
+    max_length: int | None = None,
+    *,
+    causal: bool,
+) -> Tensor:
+    if len(parts) == 1:
+        qkv = _split_heads(parts[0], 3, heads)
+        out = attention_qkv(qkv, cu_seqlens, max_seqlen=max_length, causal=causal)
+    else:
+        q, k, v = (x.unflatten(-1, (heads, -1)) for x in parts)
+        out = attention(
+            *(q, k, v, cu_seqlens),
+            max_seqlen_q=max_length,
+            max_seqlen_k=max_length,
+            causal=causal,
+        )
+    return out.flatten(-2)
+
+
+def _attend_from(
+    q: Tensor,
+    parts: tuple[Tensor, ...],
+    heads: int,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
+) -> Tensor:
+    q = q.unflatten(-1, (heads, -1))
+    if len(parts) == 1:
+        kv = _split_heads(parts[0], 2, heads)
+        out = attention_kv(q, kv, cu_q, cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k)
+    else:
+        k, v = (x.unflatten(-1, (heads, -1)) for x in parts)
+        out = attention(q, k, v, cu_q, cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k)
+    return out.flatten(-2)
 
 
 def _split_heads(x: Tensor, parts: int, heads: int) -> Tensor:

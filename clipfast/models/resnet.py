@@ -4,11 +4,15 @@ attention pooling from the mean token. B images, L = positions + 1 tokens, W wid
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clipfast_kernels import attention
 from torch import Tensor, nn
+
+from clipfast.models.layouts import BatchedTokens
+from clipfast.models.locking import lock_groups
+from clipfast.models.recompute import recomputed
 
 
 class Bottleneck(nn.Module):
@@ -63,14 +67,18 @@ class AttentionPool2d(nn.Module):
             nn.init.normal_(projection.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BLW = x.flatten(2).transpose(1, 2)
-        x_BLW = torch.cat([x_BLW.mean(dim=1, keepdim=True), x_BLW], dim=1)
-        x_BLW = x_BLW + self.positional_embedding
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1))
-            for x in (self.q_proj(x_BLW[:, :1]), self.k_proj(x_BLW), self.v_proj(x_BLW))
-        )
-        return self.c_proj(attention(q, k, v).flatten(1))
+        return attention_pool(self, x, self.heads)
+
+
+def attention_pool(pool: Any, x: Tensor, heads: int) -> Tensor:
+    """(B, W, h, w) -> (B, output_dim), by a module with `AttentionPool2d`'s parameters."""
+    x_BLW = x.flatten(2).transpose(1, 2)
+    x_BLW = torch.cat([x_BLW.mean(dim=1, keepdim=True), x_BLW], dim=1)
+    x_BLW = x_BLW + pool.positional_embedding.to(x_BLW.dtype)
+    layout = BatchedTokens(heads)
+    q = pool.q_proj(layout.pooled(x_BLW))
+    out: Tensor = pool.c_proj(layout.attend_pooled(q, pool.k_proj(x_BLW), pool.v_proj(x_BLW)))
+    return out
 
 
 class ModifiedResNet(nn.Module):
@@ -85,6 +93,8 @@ class ModifiedResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size, self.output_dim = image_size, output_dim
+        self.grad_checkpointing = False
+        self.freeze_bn_stats = False
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -105,9 +115,30 @@ class ModifiedResNet(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         x = F.avg_pool2d(x, 2)
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            if not recompute:
+                x = stage(x)
+                continue
+            for block in stage:
+                x = recomputed(block, x)
         return self.attnpool(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freezes all but the last groups of: the stem, the four stages, attnpool; open_clip has no
+        unlocked ones here.
+
+        Args:
+            freeze_bn_stats: BatchNorms in frozen groups normalise with the statistics that they
+                have, and keep them.
+        """
+        stem = [self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3]
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        lock_groups([stem, *([stage] for stage in stages), [self.attnpool]], unlocked_groups)
+        self.freeze_bn_stats = freeze_bn_stats
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from clipfast_kernels import contrastive_loss
 from clipfast import PackedText, create_model, load_checkpoint, save_checkpoint, tokenize
 from clipfast.errors import UserError
 from clipfast.models.config import model_names, read_model_config
-from clipfast.models.layouts import ImageTokens, PackedTokens
+from clipfast.models.layouts import BatchedTokens, PackedTokens
 from clipfast.models.transformer import Transformer
 
 CAPTIONS = ["a cat", "", "a much longer caption about two dogs in the snow", "sun " * 100]
@@ -62,13 +62,13 @@ def test_repeated_steps_give_the_same_gradient_bits():
 def test_the_one_token_last_block_equals_the_whole_block():
     transformer = Transformer(width=32, layers=3, heads=4)
     images = torch.randn(5, 17, 32)
-    layout = ImageTokens(heads=4)
+    layout = BatchedTokens(heads=4)
     whole = images
     for block in transformer.blocks():
         whole = block(whole, layout)
     torch.testing.assert_close(transformer(images, layout), whole[:, 0], rtol=1e-4, atol=1e-5)
 
-    layout = PackedTokens.of(cu_seqlens(3, 1, 7), heads=4)
+    layout = PackedTokens.of(cu_seqlens(3, 1, 7), 11, heads=4, max_length=7)
     tokens = torch.randn(11, 32)
     whole = tokens
     for block in transformer.blocks():
@@ -78,13 +78,13 @@ def test_the_one_token_last_block_equals_the_whole_block():
 
 
 def test_packed_positions_start_anew_in_every_caption():
-    layout = PackedTokens.of(cu_seqlens(3, 1, 2), heads=1)
+    layout = PackedTokens.of(cu_seqlens(3, 1, 2), 6, heads=1, max_length=3)
     assert layout.positions.tolist() == [0, 1, 2, 0, 0, 1]
     assert layout.last.tolist() == [2, 3, 5]
 
 
 def test_later_tokens_cannot_change_earlier_ones():
-    layout = PackedTokens.of(cu_seqlens(6, 4), heads=2)
+    layout = PackedTokens.of(cu_seqlens(6, 4), 10, heads=2, max_length=6)
     qkv = torch.randn(10, 3 * 8)
     before = layout.attend(qkv)
     qkv[4] += 1
@@ -130,7 +130,7 @@ def test_parameter_counts_are_the_published_ones(name, parameters):
 
 
 def test_an_unknown_model_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"one of RN50, .*ViT-B-32.*; got 'ViT-B-33'"):
+    with pytest.raises(UserError, match=r"one of RN101, RN50, .*ViT-B-32.*; got 'ViT-B-33'"):
         create_model("ViT-B-33")
 
 

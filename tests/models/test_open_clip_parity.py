@@ -6,23 +6,13 @@ import open_clip
 import pytest
 import torch
 from open_clip.loss import ClipLoss
-from torch import nn
+from parity import randomise_batch_norms
 
 from clipfast.models.factory import create_model
 from clipfast.models.transformer import QuickGELU
-from clipfast.models.weights import save_checkpoint
+from clipfast.weights.checkpoint import save_checkpoint
 
 CAPTIONS = ["a dog", "a photo of a very small cat on a mat, sleeping", "word " * 100, ""]
-
-
-def randomise_batch_norms(model: nn.Module) -> None:
-    """bn3.weight starts at 0 and would hide its whole branch."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
 
 
 def results(model, dtype, training):
