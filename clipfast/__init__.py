@@ -8,22 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clipfast.adapters.acceleration import accelerate, undo
     from clipfast.data.tokenizer import tokenize
     from clipfast.eval.zero_shot import zero_shot_classifier
     from clipfast.losses import ClipLoss, SigLipLoss
     from clipfast.models.factory import create_model
-    from clipfast.models.weights import load_checkpoint, save_checkpoint
     from clipfast.packed_text import PackedText
+    from clipfast.weights.checkpoint import save_checkpoint
+    from clipfast.weights.loading import load_checkpoint
 
 __version__ = "0.1.0"
 __all__ = [
     "ClipLoss",
     "PackedText",
     "SigLipLoss",
+    "accelerate",
     "create_model",
     "load_checkpoint",
     "save_checkpoint",
     "tokenize",
+    "undo",
     "zero_shot_classifier",
 ]
 
@@ -31,10 +35,12 @@ _HOME = {
     "ClipLoss": "clipfast.losses",
     "PackedText": "clipfast.packed_text",
     "SigLipLoss": "clipfast.losses",
+    "accelerate": "clipfast.adapters.acceleration",
     "create_model": "clipfast.models.factory",
-    "load_checkpoint": "clipfast.models.weights",
-    "save_checkpoint": "clipfast.models.weights",
+    "load_checkpoint": "clipfast.weights.loading",
+    "save_checkpoint": "clipfast.weights.checkpoint",
     "tokenize": "clipfast.data.tokenizer",
+    "undo": "clipfast.adapters.acceleration",
     "zero_shot_classifier": "clipfast.eval.zero_shot",
 }
 
