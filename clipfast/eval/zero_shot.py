@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.data.tokenizer import tokenize
+from clipfast.data.tokenizers import tokenizer_for
 from clipfast.models.clip import CLIP
 
 _BATCH = 256
@@ -57,9 +57,10 @@ def sentence_classifier(model: CLIP, sentences: Sequence[Sequence[str]]) -> Tens
         raise ValueError("classifier: expected at least one class and one sentence for each")
     device = model.logit_scale.device
     flat = [sentence for of_class in sentences for sentence in of_class]
+    tokenize = tokenizer_for(model)
     features = []
     for start in range(0, len(flat), _BATCH):
-        text = tokenize(flat[start : start + _BATCH], model.context_length, packed=True)
+        text = tokenize(flat[start : start + _BATCH])
         features.append(model.encode_text(text.to(device), normalize=True))
     by_class = torch.cat(features).split([len(of_class) for of_class in sentences])
     return F.normalize(torch.stack([f.mean(dim=0) for f in by_class]), dim=1).T

