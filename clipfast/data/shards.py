@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -149,14 +150,21 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Tells sets apart in which the same numbers would be other samples."""
-        parts = [(p.name, len(i)) for p, i in zip(self.paths, self._indexes, strict=True)]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        """Tells sets apart in which the same numbers would be other samples: by the shards' names,
+        and keys, places and sizes of their members."""
+        digest = hashlib.sha256()
+        for path, index in zip(self.paths, self._indexes, strict=True):
+            digest.update(repr((path.name, len(index))).encode())
+            digest.update(index.tobytes())
+        return digest.hexdigest()[:16]
 
-    def read(self, number: int) -> Sample:
+    def read(self, number: int, *, image: bool = True) -> Sample:
         """Reads sample `number`; safe from several threads.
+
+        Args:
+            image: False leaves the image's bytes out.
 
         Raises:
             ShardError: the shard has gone or shrunk since it was indexed.
@@ -167,12 +175,13 @@ class ShardSet:
         parts = []
         try:
             with open(path, "rb", buffering=0) as file:
-                for part in ("image", "text"):
+                for part, wanted in (("image", image), ("text", True)):
                     offset, size = int(place[f"{part}_offset"]), int(place[f"{part}_size"])
-                    parts.append(os.pread(file.fileno(), size, offset))
+                    parts.append(os.pread(file.fileno(), size, offset) if wanted else b"")
         except OSError as error:
             raise ShardError(f"shard {path}: {error.strerror}") from None
-        if len(parts[0]) != place["image_size"] or len(parts[1]) != place["text_size"]:
+        image_bytes = place["image_size"] if image else 0
+        if len(parts[0]) != image_bytes or len(parts[1]) != place["text_size"]:
             raise ShardError(f"shard {path}: sample {key} is cut short; the file has shrunk")
         return Sample(parts[0], parts[1], key, path, int(place["image_offset"]))
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from clipfast.errors import UserError
+from clipfast.models.precision import PRECISIONS
 
 _DEFAULTS_BY_TOWER = {
     True: {"lr": 5e-4, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6},  # a ViT
@@ -26,8 +27,19 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     for name, value in _DEFAULTS_BY_TOWER["vit" in args.model.lower()].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.force_image_size is not None and len(args.force_image_size) == 1:
+        (args.force_image_size,) = args.force_image_size
+    args.amp_on_cpu = (
+        (args.precision, args.device) == ("amp", "cpu")
+        and _is_written("--precision", arguments)
+        and _is_written("--device", arguments)
+    )
     _check(args)
     return args
+
+
+def _is_written(flag: str, arguments: Sequence[str]) -> bool:
+    return any(word == flag or word.startswith(f"{flag}=") for word in arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +86,37 @@ def _parser() -> argparse.ArgumentParser:
     add("--grad-clip-norm", type=float)
     add("--seed", type=int, default=0)
     add("--device", default="cuda", help="falls back to cpu where there is no GPU (default cuda)")
-    add("--precision", choices=["amp", "fp32"], default="amp", help="a CPU computes in fp32")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="amp",
+        help="amp autocasts to float16; on a CPU it computes in fp32, unless --precision amp and "
+        "--device cpu are both written (default amp)",
+    )
+    add("--grad-checkpointing", action="store_true", help="recompute blocks in the backward")
+    add("--torchcompile", action="store_true", help="compute both towers by torch.compile")
+
+    force = parser.add_argument_group("in place of the model's configuration").add_argument
+    force("--force-quick-gelu", action="store_true")
+    force("--force-image-size", type=int, nargs="+", metavar="SIDE")
+    force("--force-context-length", type=int, metavar="TOKENS")
+    force("--force-patch-dropout", type=float, metavar="SHARE", help="of patches left out")
+
+    lock = parser.add_argument_group("locked towers").add_argument
+    lock("--lock-image", action="store_true", help="freeze the image tower")
+    lock("--lock-image-unlocked-groups", type=int, default=0, help="but its last N groups")
+    lock(
+        "--lock-image-freeze-bn-stats",
+        action="store_true",
+        help="and the BatchNorm statistics of what is frozen",
+    )
+    lock("--lock-text", action="store_true", help="freeze the text tower")
+    lock("--lock-text-unlocked-layers", type=int, default=0, help="but its last N layers")
+    lock(
+        "--lock-text-freeze-layer-norm",
+        action="store_true",
+        help="and the LayerNorms of what is frozen, which train otherwise",
+    )
 
     files = parser.add_argument_group("files").add_argument
     files("--logs", default="./logs/", help="folder of all runs")
@@ -88,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     ours = parser.add_argument_group("clipfast's own").add_argument
     ours("--backend", default="auto", help="of the loss; `clipfast doctor` lists them")
     ours("--save-every-steps", type=int, default=0, help="keep a resumable state every N steps")
+    ours(
+        "--cache-locked-features",
+        metavar="DIR",
+        help="compute the features of a wholly locked tower once, and keep them there",
+    )
     return parser
 
 
@@ -129,6 +176,10 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "save_every_steps": ("0 (never) or more", lambda x: x >= 0),
     "seed": ("0 to 2^32 - 1", lambda x: 0 <= x < 2**32),
     "train_num_samples": ("at least 1", lambda x: x >= 1),
+    "force_context_length": ("at least 2, a start and an end token", lambda x: x >= 2),
+    "force_patch_dropout": ("0 ≤ share < 1", lambda x: 0 <= x < 1),
+    "lock_image_unlocked_groups": ("at least 0", lambda x: x >= 0),
+    "lock_text_unlocked_layers": ("at least 0", lambda x: x >= 0),
 }
 
 
@@ -144,6 +195,14 @@ def _check(args: argparse.Namespace) -> None:
         if not all(map(holds, getattr(args, name) or ())):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: expected {expected}; got {getattr(args, name)}")
+    side = args.force_image_size
+    if isinstance(side, list) or (side is not None and side < 1):
+        raise UserError(
+            "--force-image-size: expected one side, of at least 1 pixel, as images are square; "
+            f"got {side}"
+        )
+    if args.cache_locked_features is not None and not (args.lock_image or args.lock_text):
+        raise UserError("--cache-locked-features: expected --lock-image or --lock-text; got none")
     if args.resume == "latest" and args.name is None:
         raise UserError("--resume latest: expected --name, the run to go on with; got none")
     if args.report_to not in ("", "tensorboard"):

@@ -20,10 +20,14 @@ from clipfast.data.loader import Batch, Loader, Rejected
 from clipfast.data.normalize import Normalize
 from clipfast.data.sampler import Sampler
 from clipfast.data.shards import ShardSet, expand_shards
+from clipfast.data.tokenizers import tokenizer_for
 from clipfast.errors import UserError
-from clipfast.models.clip import CLIP
-from clipfast.models.factory import create_model
+from clipfast.models.factory import image_size
+from clipfast.models.locking import rest_locked_towers
+from clipfast.train.caches import Caches, open_caches
 from clipfast.train.engine import PlainEngine
+from clipfast.train.features import Encoder
+from clipfast.train.model import computed_precision, describe, make_model, warnings_of
 from clipfast.train.monitor import Monitor, StepRecord, Stopwatch
 from clipfast.train.optimizer import adamw, learning_rate
 from clipfast.train.resume import resume
@@ -38,14 +42,14 @@ class Summary(NamedTuple):
     """What a run leaves to its caller.
 
     Attributes:
-        model: trained, in eval mode.
+        model: trained, in eval mode: a `clipfast.models.clip.TwoTowers`, or open_clip's own.
         folder: the run's files.
         losses: one per step taken in this call.
         samples_per_second: over those steps, waiting for data included.
         rejected: how many samples were replaced because they could not be used.
     """
 
-    model: CLIP
+    model: Any
     folder: RunFolder
     losses: list[float]
     samples_per_second: float
@@ -79,17 +83,20 @@ def train(args: argparse.Namespace) -> Summary:
     loss_backend = _loss_backend(args.backend, device)
     shards = ShardSet(expand_shards(args.train_data))
     torch.manual_seed(args.seed)
-    model = create_model(args.model, args.pretrained or None).to(device)
+    model = make_model(args, device)
+    precision = computed_precision(args, device)
     optimizer = adamw(
         model, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, weight_decay=args.wd
     )
-    engine = PlainEngine(model, optimizer, args.grad_clip_norm)
+    scaler = torch.amp.GradScaler(device.type) if precision == "amp" else None
+    engine = PlainEngine(model, optimizer, args.grad_clip_norm, scaler)
     sampler = Sampler.of(
         len(shards), args.batch_size, args.workers, args.seed, args.train_num_samples
     )
     args.name = args.name or default_name(args)
     folder = RunFolder(args.logs, args.name, resume=args.resume == "latest")
     start, sampler = resume(args.resume, folder, engine, sampler, shards)
+    caches = open_caches(args, model, shards, precision=precision)
     folder.create(args)
     with Monitor(
         log=folder.log,
@@ -100,7 +107,7 @@ def train(args: argparse.Namespace) -> Summary:
         samples=len(shards),
         log_every=args.log_every_n_steps,
     ) as monitor:
-        run = _Run(args, engine, shards, sampler, folder, monitor, device)
+        run = _Run(args, engine, shards, sampler, folder, monitor, device, caches)
         run.announce(start, loss_backend)
         run.go(start)
     return Summary(model.eval(), folder, monitor.losses, monitor.samples_per_second, run.rejected)
@@ -115,11 +122,6 @@ def _device(args: argparse.Namespace) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device: expected cpu or cuda; got {args.device!r}")
-    if device.type == "cuda" and args.precision != "fp32":
-        raise UserError(
-            "--precision: this release computes in fp32 on a GPU; expected --precision fp32; "
-            f"got {args.precision}"
-        )
     return device
 
 
@@ -152,11 +154,19 @@ class _Run:
         folder: RunFolder,
         monitor: Monitor,
         device: torch.device,
+        caches: Caches,
     ) -> None:
         self.args, self.engine, self.shards, self.sampler = args, engine, shards, sampler
-        self.folder, self.monitor, self.device = folder, monitor, device
+        self.folder, self.monitor, self.device, self.caches = folder, monitor, device, caches
         self.model = engine.model
-        self.normalize = Normalize(args.image_mean, args.image_std, device)
+        self.encoder = Encoder(
+            self.model,
+            precision=computed_precision(args, device),
+            normalize=Normalize(args.image_mean, args.image_std, device),
+            device=device,
+            caches=caches,
+            compiled=args.torchcompile,
+        )
         self.buffers = list(self.model.buffers())
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.rejected = 0
@@ -165,21 +175,25 @@ class _Run:
         self.loader = Loader(
             shards,
             sampler,
-            image_size=self.model.image_size,
-            context_length=self.model.context_length,
-            crop=RandomCrop(scale=tuple(args.aug_cfg.get("scale", (0.9, 1.0)))),
+            image_size=image_size(self.model),
+            tokenize=tokenizer_for(self.model),
+            crop=_crop(args, caches),
             workers=args.workers,
             on_rejected=self._on_rejected,
+            image_cache=caches.image,
+            text_cache=caches.text,
         )
 
     def announce(self, start: Position, loss_backend: str) -> None:
         """Says at the start what will run on what."""
         args, sampler = self.args, self.sampler
-        if self.device.type == "cpu" and args.precision == "amp":
-            logger.warning("--precision amp: a CPU computes in fp32")
-        parameters = sum(p.numel() for p in self.model.parameters())
+        for line in warnings_of(args, self.device):
+            logger.warning(line)
         logger.info(f"run: {self.folder.path}")
-        logger.info(f"model: {args.model}, {parameters:,} parameters, on {self.device}")
+        for line in describe(args, self.model, self.device):
+            logger.info(line)
+        for line in self.caches.describe():
+            logger.info(line)
         logger.info(
             f"data: {len(self.shards):,} pairs in {len(self.shards.paths)} shards"
             + f", {self.shards.incomplete:,} incomplete ones left out"
@@ -194,6 +208,7 @@ class _Run:
 
     def go(self, start: Position) -> None:
         self.model.train()
+        rest_locked_towers(self.model)  # open_clip's own models do not do so themselves
         first_step = start.step
         with self.stop:
             for epoch in range(start.epoch, self.args.epochs):
@@ -220,9 +235,8 @@ class _Run:
         global_step = epoch * self.sampler.steps_per_epoch + step
         lr = self._learning_rate(global_step)
         _copy(self.buffers, to=self.buffers_before)
-        image = self.model.encode_image(self.normalize(batch.images))
-        text = self.model.encode_text(batch.text.to(self.device))
-        logit_scale = self.model.logit_scale.exp()
+        image, text = self.encoder.image(batch), self.encoder.text(batch)
+        logit_scale = self.model.logit_scale.float().exp()
         loss = contrastive_loss(image, text, logit_scale, backend=self.args.backend)
         if not math.isfinite(loss.item()):
             self._skip(global_step, loss, image, text)
@@ -301,6 +315,13 @@ class _Run:
         self.folder.quarantine(rejected)
         sample = rejected.sample
         logger.warning(f"sample {sample.key} in {sample.shard}: {rejected.reason}; replaced")
+
+
+def _crop(args: argparse.Namespace, caches: Caches) -> RandomCrop | None:
+    """None where each image has one set of features, whatever the epoch."""
+    if caches.image is not None:
+        return None
+    return RandomCrop(scale=tuple(args.aug_cfg.get("scale", (0.9, 1.0))))
 
 
 def _copy(tensors: list[Tensor], *, to: list[Tensor]) -> None:

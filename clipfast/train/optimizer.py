@@ -7,11 +7,14 @@ import math
 import torch
 from torch import nn
 
+from clipfast.errors import UserError
+
 
 def adamw(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Fused AdamW. Group 0: gains, biases and the scale, which do not decay; group 1: the rest.
+    """Fused AdamW over the parameters that are not locked. Group 0: gains, biases and the scale,
+    which do not decay; group 1: the rest.
 
     The order of the groups and of the parameters in them is open_clip 3.3.0's, because a saved
     optimizer state knows its parameters by position only.
@@ -26,9 +29,23 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict, where: str) -> None:
     """Loads a saved state, ours or open_clip's; theirs would switch the fused step off, and leave
-    its counters on the wrong device."""
+    its counters on the wrong device.
+
+    Args:
+        where: names the state's file in errors.
+
+    Raises:
+        UserError: the state is of other parameters.
+    """
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    expected = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != expected:
+        raise UserError(
+            f"checkpoint {where}: optimizer: expected groups of {expected} parameters, of those "
+            f"that train; got {sizes}: go on with the --lock flags that it was saved under"
+        )
     groups = [group | {"fused": True, "foreach": None} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
 

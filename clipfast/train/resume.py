@@ -11,9 +11,10 @@ import torch
 from clipfast.data.sampler import Sampler
 from clipfast.data.shards import ShardSet
 from clipfast.errors import UserError
-from clipfast.models.weights import load_weights, read_checkpoint
 from clipfast.train.engine import PlainEngine
 from clipfast.train.run_folder import Position, RunFolder, position_of
+from clipfast.weights.checkpoint import read_checkpoint
+from clipfast.weights.loading import load_weights
 
 
 def resume(
@@ -45,9 +46,8 @@ def resume(
     if path.is_dir():
         path = path / "state.pt"
     checkpoint = read_checkpoint(path)
-    load_weights(engine.model, checkpoint["state_dict"], str(path))
-    if "optimizer" in checkpoint:
-        engine.load_optimizer(checkpoint["optimizer"])
+    load_weights(engine.model, checkpoint["state_dict"], str(path), resize=False)
+    engine.load_training_state(checkpoint, str(path))
     if "torch_rng" in checkpoint:
         torch.set_rng_state(checkpoint["torch_rng"])
     if "order" in checkpoint:

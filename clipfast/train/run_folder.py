@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from clipfast.data.loader import Rejected
 from clipfast.errors import UserError
-from clipfast.models.weights import read_checkpoint, save_checkpoint
+from clipfast.weights.checkpoint import read_checkpoint, save_checkpoint
 
 
 class Position(NamedTuple):

@@ -1,6 +1,7 @@
 """Batches: full, in the sampler's order whatever the workers, and free of unusable samples."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from clipfast.data.decode import RandomCrop
 from clipfast.data.loader import Loader
 from clipfast.data.sampler import Sampler
 from clipfast.data.shards import ShardSet, ShardWriter
+from clipfast.data.tokenizer import tokenize
 from clipfast.errors import UserError
 
 
@@ -19,7 +21,7 @@ def loader_of(shards, workers=2, on_rejected=lambda rejected: None, batch_size=8
         shards,
         Sampler.of(len(shards), batch_size, workers=1, seed=0),
         image_size=32,
-        context_length=32,
+        tokenize=partial(tokenize, context_length=32, packed=True),
         crop=RandomCrop(),
         workers=workers,
         on_rejected=on_rejected,

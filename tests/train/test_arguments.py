@@ -16,7 +16,7 @@ def test_defaults_equal_open_clips(model, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
     theirs = vars(open_clip_params.parse_args([*SHARDS, "--model", model]))
     ours = vars(parse_args([*SHARDS, "--model", model]))
-    own = {"backend", "save_every_steps"}
+    own = {"amp_on_cpu", "backend", "cache_locked_features", "save_every_steps"}
     for name in ours.keys() - own:
         assert ours[name] == theirs[name], name
         assert type(ours[name]) is type(theirs[name]), name

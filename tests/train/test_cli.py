@@ -41,7 +41,11 @@ def failure(capsys, *arguments):
 @pytest.mark.parametrize(
     ("flag", "value", "sentence"),
     [
-        ("--model", "ViT-Z-1", "clipfast train: model: expected a .json file or one of RN50"),
+        (
+            "--model",
+            "ViT-Z-1",
+            "clipfast train: model: expected a .json file or one of RN101, RN50",
+        ),
         ("--train-data", "nowhere/{0..3}.tar", "clipfast train: shard nowhere/0.tar: no such file"),
         ("--batch-size", "0", "clipfast train: --batch-size: expected at least 1; got 0"),
         ("--device", "meta", "clipfast train: --device: expected cpu or cuda; got 'meta'"),

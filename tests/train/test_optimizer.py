@@ -36,7 +36,7 @@ def test_a_state_without_fused_keeps_the_fused_step(small_model):
     for p in small_model.parameters():
         p.grad = torch.ones_like(p)
     theirs.step()
-    load_optimizer_state(optimizer, theirs.state_dict())
+    load_optimizer_state(optimizer, theirs.state_dict(), "a.pt")
     assert all(group["fused"] for group in optimizer.param_groups)
     optimizer.step()
 

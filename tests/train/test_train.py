@@ -17,9 +17,9 @@ import torch
 from clipfast.data.shards import ShardWriter
 from clipfast.errors import UserError
 from clipfast.models.factory import create_model
-from clipfast.models.weights import read_checkpoint
 from clipfast.train import parse_args
 from clipfast.train.loop import train
+from clipfast.weights.checkpoint import read_checkpoint
 
 
 @pytest.fixture
