@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import open_clip
 import pytest
 import torch
-from clipfast_bench.compare import interleave
+import transformers
+from clipfast_bench.compare import extra_peak_mib, interleave
 from clipfast_kernels import contrastive_loss
 from open_clip.loss import ClipLoss
 
-from clipfast import create_model, tokenize
+from clipfast import accelerate, create_model, tokenize
 from clipfast.train.optimizer import adamw
 
 WORDS = ["a", "the", "of", "on", "with", "dog", "cat", "red", "small", "street", "beach", "near"]
@@ -54,9 +56,12 @@ class OpenClip:
 
 
 class Clipfast:
-    def __init__(self, name: str, weights: dict) -> None:
-        self.model = create_model(name).train()
-        self.model.load_state_dict(weights)
+    """Our trainer's step of a model of ours, or of open_clip's after `accelerate`."""
+
+    def __init__(self, model: torch.nn.Module, weights: dict | None = None) -> None:
+        self.model = model.train()
+        if weights is not None:
+            self.model.load_state_dict(weights)
         self.optimizer = adamw(self.model, lr=1e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 
     def step(self, images: torch.Tensor, text) -> float:
@@ -78,24 +83,99 @@ class Clipfast:
 def test_train_step(benchmark, name, batch, rounds):
     torch.manual_seed(0)
     theirs = OpenClip(name)
-    ours = Clipfast(name, theirs.model.state_dict())
+    weights = copy.deepcopy(theirs.model.state_dict())
+    ours = Clipfast(create_model(name), weights)
+    accelerated = accelerate(open_clip.create_model(name), verbose=False)
+    adapted = Clipfast(accelerated, weights)
     texts = captions(batch)
     size = ours.model.image_size
     images = torch.randn(batch, 3, size, size)
     padded, packed = theirs.text(texts), tokenize(texts, packed=True)
-    before = {n: p.detach().clone() for n, p in ours.model.named_parameters()}
     for _ in range(2):
-        expected, actual = theirs.step(images, padded), ours.step(images, packed)
-        assert abs(actual - expected) <= 1e-4 * expected, "losses differ: nothing is timed"
-    steps = [
-        torch.cat([(p.detach() - before[n]).flatten() for n, p in side.model.named_parameters()])
-        for side in (ours, theirs)
-    ]
-    assert torch.cosine_similarity(*steps, dim=0) > 0.99, "steps differ: nothing is timed"
+        expected = theirs.step(images, padded)
+        for actual in (ours.step(images, packed), adapted.step(images, packed)):
+            assert abs(actual - expected) <= 1e-4 * expected, "losses differ: nothing is timed"
+    for side in (ours, adapted):
+        steps = [moved(model, weights) for model in (side.model, theirs.model)]
+        assert torch.cosine_similarity(*steps, dim=0) > 0.99, "steps differ: nothing is timed"
     benchmark.extra_info["mean_tokens"] = len(packed.tokens) / batch
-    interleave(
+    ratios = interleave(
         benchmark,
         lambda: ours.step(images, packed),
-        {"open_clip 3.3.0": lambda: theirs.step(images, padded)},
+        {
+            "open_clip 3.3.0": lambda: theirs.step(images, padded),
+            "open_clip 3.3.0 after accelerate()": lambda: adapted.step(images, packed),
+        },
         rounds=rounds,
     )
+    if ratios:
+        reached = 1 / ratios["open_clip 3.3.0 after accelerate()"]
+        benchmark.extra_info["figures"] = {"of our speed after accelerate()": reached}
+
+
+def moved(model: torch.nn.Module, start: dict) -> torch.Tensor:
+    """How far the steps have taken all parameters."""
+    return torch.cat([(p.detach() - start[n]).flatten() for n, p in model.named_parameters()])
+
+
+def test_transformers_train_step(benchmark):
+    """Their CLIPModel, text padded to 77, beside itself after `accelerate`."""
+    torch.manual_seed(0)
+    theirs = TransformersStep(transformers.CLIPModel(transformers.CLIPConfig()))
+    ours = TransformersStep(accelerate(copy.deepcopy(theirs.model), verbose=False))
+    batch = 32
+    images, texts = torch.randn(batch, 3, 224, 224), captions(batch)
+    text = tokenize(texts)
+    mask = (text != 0).long()
+    for _ in range(2):
+        expected, actual = (side.step(images, text, mask) for side in (theirs, ours))
+        assert abs(actual - expected) <= 1e-4 * expected, "losses differ: nothing is timed"
+    benchmark.extra_info["mean_tokens"] = mask.sum().item() / batch
+    interleave(
+        benchmark,
+        lambda: ours.step(images, text, mask),
+        {"transformers' CLIPModel": lambda: theirs.step(images, text, mask)},
+        rounds=7,
+    )
+
+
+class TransformersStep:
+    """One step with its own loss; the same fused optimizer on both sides."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model.train()
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step(self, images: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss = self.model(text, images, mask, return_loss=True).loss
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def test_train_step_memory(benchmark):
+    """Peak memory of a ViT-B-32 step of batch 32 beyond weights, gradients and optimizer state."""
+    ours = memory_mib("Clipfast(create_model('ViT-B-32'))", "tokenize(captions(32), packed=True)")
+    theirs = memory_mib("OpenClip('ViT-B-32')", "side.text(captions(32))")
+    benchmark.extra_info["figures"] = {
+        "MiB": ours,
+        "open_clip's MiB": theirs,
+        "share": ours / theirs,
+    }
+    benchmark.pedantic(lambda: None)  # no time is of interest
+
+
+def memory_mib(side: str, text: str) -> float:
+    code = f"""
+import ctypes
+import torch
+from clipfast_bench.bench_train_step import *
+side = {side}
+images, text = torch.randn(32, 3, 224, 224), {text}
+side.step(images, text)
+ctypes.CDLL(None).malloc_trim(0)
+# ---
+side.step(images, text)
+"""
+    return extra_peak_mib(code)
