@@ -27,6 +27,7 @@ RECORD = "_build.json"
 SOURCES = [
     "csrc/extension.cpp",
     "csrc/cpu/attention.cpp",
+    "csrc/cpu/batch_norm.cpp",
     "csrc/cpu/contrastive.cpp",
     "csrc/cpu/quick_gelu.cpp",
     "csrc/cpu/sigmoid.cpp",
@@ -34,6 +35,7 @@ SOURCES = [
 ]
 HEADERS = [
     "csrc/cpu/attention_unit.h",
+    "csrc/cpu/batch_norm_tile.h",
     "csrc/cpu/block_product.h",
     "csrc/cpu/contrastive_tile.h",
     "csrc/cpu/logits.h",

@@ -19,7 +19,7 @@ from clipfast.adapters.acceleration import Adapter, Adapters, Left
 from clipfast.losses import ClipLoss, SigLipLoss
 from clipfast.models.hooks import has_user_hooks
 from clipfast.models.layouts import BatchedTokens, Layout, PackedTokens
-from clipfast.models.resnet import attention_pool
+from clipfast.models.resnet import attention_pool, bottleneck, stem
 from clipfast.models.transformer import attend, residual_block, run_blocks
 from clipfast.packed_text import PackedText, check_packed, check_padded, pack_padded, pad_packed
 
@@ -75,7 +75,8 @@ def adapters() -> Adapters:
         transformer.VisionTransformer: Adapter(
             "fused attention, a last block of one token", _adapt_vision_transformer
         ),
-        modified_resnet.ModifiedResNet: Adapter("channels-last", _adapt_resnet),
+        modified_resnet.ModifiedResNet: Adapter("channels-last convolutions", _adapt_resnet),
+        modified_resnet.Bottleneck: Adapter("fused BatchNorm", _adapt_bottleneck),
         modified_resnet.AttentionPool2d: Adapter("attention from one query", _adapt_pool),
         transformer.QuickGELU: Adapter("fused", _adapt_quick_gelu),
         timm_model.TimmModel: Left("timm's own modules are not replaced"),
@@ -106,7 +107,11 @@ def _adapt_vision_transformer(visual: nn.Module) -> str | None:
 
 
 def _adapt_resnet(visual: nn.Module) -> None:
-    patches.replace(visual, "forward", _resnet_forward)
+    patches.replace(visual, "stem", stem)
+
+
+def _adapt_bottleneck(block: nn.Module) -> None:
+    patches.replace(block, "forward", bottleneck)
 
 
 def _adapt_pool(pool: nn.Module) -> None:
@@ -246,13 +251,6 @@ def _attn_forward(attn: Any, x: Tensor, layout: Any, *rest: Any, **named: Any) -
     if isinstance(layout, Layout):
         return attend(attn, x, layout, *rest)
     return patches.original(attn, "forward")(x, layout, *rest, **named)
-
-
-def _resnet_forward(visual: Any, image: Tensor) -> Tensor:
-    out: Tensor = patches.original(visual, "forward")(
-        image.contiguous(memory_format=torch.channels_last)
-    )
-    return out
 
 
 def _pool_forward(pool: Any, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-_OURS = "clipfast.adapters."
+_OURS = "clipfast."
 
 
 def replace(module: nn.Module, method: str, function: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ explains, never an import error.
 from clipfast_kernels.dispatch import Backends, backends
 from clipfast_kernels.distributed import GatheredFeatures, start_gather
 from clipfast_kernels.ops.attention.api import attention, attention_kv, attention_qkv
+from clipfast_kernels.ops.batch_norm.api import batch_norm
 from clipfast_kernels.ops.contrastive.api import (
     LossWithMetrics,
     contrastive_loss,
@@ -28,6 +29,7 @@ __all__ = [
     "attention_kv",
     "attention_qkv",
     "backends",
+    "batch_norm",
     "contrastive_loss",
     "contrastive_loss_with_metrics",
     "gathered_similarity",

@@ -171,12 +171,19 @@ def _quick_gelu() -> Op:
     return BACKENDS
 
 
+def _batch_norm() -> Op:
+    from clipfast_kernels.ops.batch_norm.api import BACKENDS
+
+    return BACKENDS
+
+
 OPS: dict[str, Callable[[], Op]] = {
     "attention": _attention,
     "contrastive_loss": _contrastive_loss,
     "sigmoid_loss": _sigmoid_loss,
     "gathered_similarity": _gathered_similarity,
     "quick_gelu": _quick_gelu,
+    "batch_norm": _batch_norm,
 }
 
 

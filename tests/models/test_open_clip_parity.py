@@ -61,9 +61,15 @@ def test_features_loss_gradients_and_statistics_equal_open_clips(pair, training)
 
     low = results(theirs, torch.float32, training)
     eps = torch.finfo(torch.float32).eps
+    theirs_errors = {name: (low[name] - exact[name]).abs().max().item() for name in exact}
+    # Rounding decides whether a value near 0 passes a ReLU, and a flip moves the gradients around
+    # it. Which ones that hits differs between two right computations: they are taken together.
+    together = max(e for name, e in theirs_errors.items() if name.startswith("gradient"))
+    has_relu = hasattr(ours.visual, "attnpool")
     for name, actual in results(ours, torch.float32, training).items():
         error = (actual - exact[name]).abs().max().item()
-        theirs_error = (low[name] - exact[name]).abs().max().item()
+        is_gradient = name.startswith("gradient")
+        theirs_error = together if has_relu and is_gradient else theirs_errors[name]
         size = exact[name].abs().max().item() + (largest if name.startswith("gradient") else 0)
         allowed = 2 * (theirs_error + eps * size)
         assert error <= allowed, f"float32 {name}: error {error:.1e}, allowed {allowed:.1e}"
