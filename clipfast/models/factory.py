@@ -85,7 +85,7 @@ def create_model(
     except ForeignField as foreign:
         options = {"output_dict": output_dict, "precision": precision, **forced}
         model: nn.Module = zoo.create(plain_name(name), foreign, **options)
-        accelerate(model, verbose=False)
+        accelerate(model)
     else:
         model = build_model(_with_activation_of(weights, config), output_dict=output_dict)
         convert_weights(model, precision)
