@@ -43,6 +43,7 @@ HEADERS = [
     "csrc/cpu/quick_gelu_tile.h",
     "csrc/cpu/sigmoid_tile.h",
     "csrc/cpu/simd.h",
+    "csrc/cpu/simd_levels.h",
     "csrc/cpu/similarity_tile.h",
     "csrc/cpu/sweep.h",
 ]

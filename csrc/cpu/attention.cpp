@@ -19,20 +19,8 @@
 #include <type_traits>
 #include <vector>
 
-#define SIMD_LEVEL 0
-#include "attention_unit.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "attention_unit.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "attention_unit.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "attention_unit.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "attention_unit.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {

@@ -12,20 +12,8 @@
 #include <type_traits>
 #include <vector>
 
-#define SIMD_LEVEL 0
-#include "batch_norm_tile.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "batch_norm_tile.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "batch_norm_tile.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "batch_norm_tile.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "batch_norm_tile.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {

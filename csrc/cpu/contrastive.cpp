@@ -27,20 +27,8 @@
 
 #include "prepare.h"
 
-#define SIMD_LEVEL 0
-#include "contrastive_tile.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "contrastive_tile.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "contrastive_tile.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "contrastive_tile.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "contrastive_tile.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {

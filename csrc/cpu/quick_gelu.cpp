@@ -9,20 +9,8 @@
 
 #include <type_traits>
 
-#define SIMD_LEVEL 0
-#include "quick_gelu_tile.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "quick_gelu_tile.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "quick_gelu_tile.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "quick_gelu_tile.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "quick_gelu_tile.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {

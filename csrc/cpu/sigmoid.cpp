@@ -22,20 +22,8 @@
 
 #include "prepare.h"
 
-#define SIMD_LEVEL 0
-#include "sigmoid_tile.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "sigmoid_tile.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "sigmoid_tile.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "sigmoid_tile.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "sigmoid_tile.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {

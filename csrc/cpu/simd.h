@@ -1,8 +1,8 @@
 // Vectors for the epilogues, in plain arithmetic on GNU vector types, compiled once per instruction
 // set.
 //
-// A file of vector code includes this header once per level, after `#define SIMD_LEVEL n`, and
-// writes its functions with SIMD_FUNCTION inside `namespace clipfast::SIMD_NAMESPACE`. The
+// A file of vector code includes this header, writes its functions with SIMD_FUNCTION inside
+// `namespace clipfast::SIMD_NAMESPACE`, and is itself included through simd_levels.h. The
 // extension is built for the baseline machine; only the functions of a level carry its instruction
 // set, and which level runs is decided at run time (simd_level()).
 //   0  baseline, float

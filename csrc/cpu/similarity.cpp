@@ -23,20 +23,8 @@
 
 #include "prepare.h"
 
-#define SIMD_LEVEL 0
-#include "similarity_tile.h"
-#undef SIMD_LEVEL
-#if CLIPFAST_X86
-#define SIMD_LEVEL 1
-#include "similarity_tile.h"
-#undef SIMD_LEVEL
-#define SIMD_LEVEL 2
-#include "similarity_tile.h"
-#undef SIMD_LEVEL
-#endif
-#define SIMD_LEVEL 3
-#include "similarity_tile.h"
-#undef SIMD_LEVEL
+#define SIMD_FILE "similarity_tile.h"
+#include "simd_levels.h"
 
 namespace clipfast {
 namespace {
