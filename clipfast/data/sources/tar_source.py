@@ -1,281 +1,181 @@
-"""WebDataset tar shards: writing them, indexing them once, reading one sample by its place.
-
-A sample is the tar members of one key: the path up to its base name's first dot. It needs an
-image (jpg, jpeg, png or webp) and a caption (txt); the index counts keys that lack either.
-"""
+"""Samples of WebDataset tar shards, each read by its place."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import json
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
+import resource
+from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-from braceexpand import braceexpand
 
-from clipfast.errors import UserError
+from clipfast.data.sources.kept import Kept
+from clipfast.data.sources.samples import Fault, Place, Sample, UnusableError
+from clipfast.data.sources.shard_names import ShardError, base_name, expand_shards, split_sources
+from clipfast.data.sources.storage import Storage, redacted
+from clipfast.data.sources.tar_index import CHANGED, Indexes, Record, TarIndex, is_shortage
+from clipfast.data.sources.tar_manifest import survey
+from clipfast.data.sources.tar_scan import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, shown
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_VERSION = 1
-_HEADER_BYTES = 256
-
-
-class ShardError(UserError):
-    """A shard that is missing or damaged."""
-
-
-class Sample(NamedTuple):
-    """One encoded pair and where it came from."""
-
-    image: bytes
-    caption: bytes
-    key: str
-    shard: Path
-    offset: int
+__all__ = ["ShardError", "TarSource", "expand_shards", "split_sources"]
 
 
-class ShardWriter:
-    """Writes pairs into ``prefix-000000.tar``, ``prefix-000001.tar``, …
+class TarSource:
+    """The samples of tars, one shard after the other.
 
-    A shard appears under its name only when it is whole.
+    A sample needs an image (jpg, png, jpeg or webp) and a caption (txt or json). Shards are indexed
+    once, and read through few files that are open at once; see `tar_index` and `tar_manifest`.
 
     Args:
-        folder: created if absent.
-        prefix: beginning of the shards' names.
-        samples_per_shard: pairs in each shard but the last.
+        pattern: paths, URLs, brace lists of them.
+        storage: gets the shards.
+        prefer_json: takes the json of a sample that has a txt too.
+        most_open: how many shards are open at once, in two files each. Default: an eighth of the
+            files that the process may open, and 1024 at most.
+
+    Raises:
+        ShardError: a shard is missing or cannot be read, or there is no sample in any.
     """
 
-    def __init__(self, folder: Path, prefix: str, samples_per_shard: int) -> None:
-        self.folder, self.prefix, self.samples_per_shard = folder, prefix, samples_per_shard
-        self.samples = 0
-        self.shards: list[Path] = []
-        self._tar: tarfile.TarFile | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        pattern: str,
+        storage: Storage,
+        *,
+        prefer_json: bool = False,
+        most_open: int | None = None,
     ) -> None:
-        if kind is None:
-            self._finish_shard()
-        elif self._tar is not None:
-            self._tar.close()
-            self._partial.unlink(missing_ok=True)
-
-    def write(self, image: bytes, caption: str, extension: str = "jpg") -> None:
-        if self.samples % self.samples_per_shard == 0:
-            self._finish_shard()
-            self._tar = tarfile.open(self._partial, "w")  # noqa: SIM115, closed by _finish_shard
-        key = f"{self.samples:09d}"
-        self._add(f"{key}.{extension}", image)
-        self._add(f"{key}.txt", caption.encode())
-        self.samples += 1
-
-    @property
-    def _partial(self) -> Path:
-        return self.folder / f"{self.prefix}-{len(self.shards):06d}.tar.partial"
-
-    def _add(self, name: str, content: bytes) -> None:
-        assert self._tar is not None
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
-
-    def _finish_shard(self) -> None:
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._tar = None
-        whole = self._partial.with_suffix("")
-        os.replace(self._partial, whole)
-        self.shards.append(whole)
-
-
-def expand_shards(pattern: str) -> list[Path]:
-    """Lists the shards of a pattern such as ``data/train-{000000..000007}.tar::more/a.tar``; a
-    backslash before a brace takes it as it is.
-
-    Raises:
-        ShardError: a shard that does not exist, or no shard at all.
-    """
-    try:
-        paths = [Path(p) for part in pattern.split("::") if part for p in braceexpand(part)]
-    except ValueError:
-        raise ShardError(f"train-data: expected balanced braces; got {pattern!r}") from None
-    if not paths:
-        raise ShardError(f"train-data: expected the path of at least one shard; got {pattern!r}")
-    for path in paths:
-        if not path.is_file():
-            raise ShardError(f"shard {path}: no such file")
-    return paths
-
-
-class ShardSet:
-    """All samples of a list of shards under one running number.
-
-    Args:
-        paths: the shards, in the order that numbers their samples.
-
-    Attributes:
-        incomplete: how many keys have no image or no caption, and are left out.
-
-    Raises:
-        ShardError: a shard is missing, truncated or no tar, or there is no sample in any.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self._indexes, incomplete = zip(*map(_load_or_make_index, self.paths), strict=True)
-        self.incomplete = sum(incomplete)
-        self._first = np.cumsum([0, *(len(index) for index in self._indexes)])
-        if not len(self):
-            raise ShardError(
-                f"shards: expected samples with an image ({', '.join(IMAGE_EXTENSIONS)}) and a "
-                f"caption (txt); found none in {len(self.paths)} shard(s), first {self.paths[0]}"
-            )
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
+        self.shards = expand_shards(pattern)
+        self.name = redacted(pattern)
+        self._prefer_json = prefer_json
+        self._indexes = Indexes(storage)
+        known = survey(self.shards, self._indexes)
+        self.counts = np.array([shard.samples for shard in known], np.int64)
+        self._first = np.cumsum([0, *self.counts])
+        self._crcs = np.array([shard.crc for shard in known], np.uint32)
+        self._flawed = np.flatnonzero([shard.flaws for shard in known])
+        self._identities = [shard.identity for shard in known]
+        self._checked = np.zeros(len(known), np.bool_)
+        most_open = most_open or _most_open()
+        self._records = Kept(self._open_index, most_open)
+        self._files = Kept(self._open_file, most_open)
+        if not self._first[-1]:
+            raise self._no_sample()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells sets apart in which the same numbers would be other samples: by the shards' names,
-        and keys, places and sizes of their members."""
+        """By the shards' names and sizes, and their members' names, places and sizes."""
         digest = hashlib.sha256()
-        for path, index in zip(self.paths, self._indexes, strict=True):
-            digest.update(repr((path.name, len(index))).encode())
-            digest.update(index.tobytes())
+        for shard, identity, samples, crc in zip(
+            self.shards, self._identities, self.counts.tolist(), self._crcs.tolist(), strict=True
+        ):
+            digest.update(repr((base_name(shard), identity.bytes, samples, crc)).encode())
         return digest.hexdigest()[:16]
 
     def read(self, number: int, *, image: bool = True) -> Sample:
-        """Reads sample `number`; safe from several threads.
-
-        Args:
-            image: False leaves the image's bytes out.
-
-        Raises:
-            ShardError: the shard has gone or shrunk since it was indexed.
-        """
-        shard = int(np.searchsorted(self._first, number, side="right")) - 1
-        place = self._indexes[shard][number - self._first[shard]]
-        path, key = self.paths[shard], bytes(place["key"]).decode()
-        parts = []
+        """See `Source.read`."""
+        shard, inside = self._find(number)
         try:
-            with open(path, "rb", buffering=0) as file:
-                for part, wanted in (("image", image), ("text", True)):
-                    offset, size = int(place[f"{part}_offset"]), int(place[f"{part}_size"])
-                    parts.append(os.pread(file.fileno(), size, offset) if wanted else b"")
+            record = self._records.get(shard).record(inside)
+            file = self._files.get(shard)
+            offset, size = self._caption(record)
+            caption = self._bytes(shard, file, offset, size)
+            content = b""
+            if image:
+                content = self._bytes(shard, file, record.image_offset, record.image_size)
+        except UnusableError as error:
+            raise UnusableError(str(error), self.place(number)) from None
+        return Sample(content, (caption,), self._place(shard, record))
+
+    def place(self, number: int) -> Place:
+        """See `Source.place`. Without the shard and its index, a sample is told by its number."""
+        shard, inside = self._find(number)
+        try:
+            return self._place(shard, self._records.get(shard).record(inside))
+        except UnusableError:
+            return Place(redacted(self.shards[shard]), inside, f"sample {inside}")
+
+    def faults(self) -> Iterator[Fault]:
+        """See `Source.faults`; in the order of the shards."""
+        for shard in self._flawed.tolist():
+            name = redacted(self.shards[shard])
+            try:
+                flaws = self._open_index(shard).flaws
+            except UnusableError as error:
+                yield Fault(Place(name, 0, ""), str(error))
+                continue
+            for offset, key, reason in flaws:
+                yield Fault(Place(name, offset, key), reason)
+
+    def _find(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < self._first[-1]:
+            raise IndexError(f"number: expected one from 0 to {self._first[-1] - 1}; got {number}")
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        return shard, int(number - self._first[shard])
+
+    def _place(self, shard: int, record: Record) -> Place:
+        key = shown(record.key.decode("utf-8", "surrogateescape"))
+        return Place(redacted(self.shards[shard]), record.image_offset, key)
+
+    def _caption(self, record: Record) -> tuple[int, int]:
+        text = record.text_offset, record.text_size
+        json = record.json_offset, record.json_size
+        first, second = (json, text) if self._prefer_json else (text, json)
+        return first if first[0] else second
+
+    def _bytes(self, shard: int, file: OpenFile, offset: int, size: int) -> bytes:
+        try:
+            content = file.read(offset, size)
         except OSError as error:
-            raise ShardError(f"shard {path}: {error.strerror}") from None
-        image_bytes = place["image_size"] if image else 0
-        if len(parts[0]) != image_bytes or len(parts[1]) != place["text_size"]:
-            raise ShardError(f"shard {path}: sample {key} is cut short; the file has shrunk")
-        return Sample(parts[0], parts[1], key, path, int(place["image_offset"]))
-
-
-def _record(key_bytes: int) -> np.dtype:
-    integers = ("image_offset", "image_size", "text_offset", "text_size")
-    return np.dtype([(name, "<i8") for name in integers] + [("key", f"S{key_bytes}")])
-
-
-def _load_or_make_index(shard: Path) -> tuple[np.ndarray, int]:
-    """The shard's records, and how many of its keys are incomplete. They come from the index beside
-    the shard, which is made where it is absent, damaged or of another file, and not kept where the
-    folder cannot be written."""
-    path = shard.with_name(shard.name + ".clipfast-index")
-    stat = shard.stat()
-    identity = {"version": _VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if (found := _read_index(path, identity)) is not None:
-        return found
-    records, incomplete = _scan(shard)
-    header = identity | {
-        "samples": len(records),
-        "key_bytes": records.dtype["key"].itemsize,
-        "incomplete": incomplete,
-    }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(json.dumps(header).encode().ljust(_HEADER_BYTES))
-            file.write(records.tobytes())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return records, incomplete
-
-
-def _read_index(path: Path, identity: dict[str, int]) -> tuple[np.ndarray, int] | None:
-    """None where there is no whole index of the file with this identity."""
-    try:
-        content = path.read_bytes()
-        header = json.loads(content[:_HEADER_BYTES])
-        if any(header[name] != value for name, value in identity.items()):
-            return None
-        records = np.frombuffer(content, _record(header["key_bytes"]), offset=_HEADER_BYTES)
-        return (records, header["incomplete"]) if len(records) == header["samples"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _scan(shard: Path) -> tuple[np.ndarray, int]:
-    rows, keys, incomplete = [], [], 0
-    for key, members in _samples(shard):
-        image = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
-        text = members.get("txt")
-        if image is None or text is None:
-            incomplete += 1
+            if is_shortage(error):
+                raise ShardError(f"shard {self.shards[shard]}: {error.strerror}") from None
+            reason = f"the shard cannot be read: {error.strerror}"
         else:
-            rows.append((image.offset_data, image.size, text.offset_data, text.size))
-            keys.append(key.encode())
-    records = np.zeros(len(rows), _record(max(map(len, keys), default=1)))
-    for column, name in enumerate(("image_offset", "image_size", "text_offset", "text_size")):
-        records[name] = [row[column] for row in rows]
-    records["key"] = keys
-    return records, incomplete
+            if len(content) == size:
+                return content
+            reason = CHANGED
+        self._files.fail(shard, reason)
+        raise UnusableError(reason)
+
+    def _open_file(self, shard: int) -> OpenFile:
+        return OpenFile(self._indexes.open_shard(self.shards[shard], self._identities[shard]))
+
+    def _open_index(self, shard: int) -> TarIndex:
+        # Its checksum once: it is as long as the index.
+        check = not self._checked[shard]
+        index = self._indexes.get(self.shards[shard], self._identities[shard], check=check)
+        if index.crc != self._crcs[shard] or len(index.records) != self.counts[shard]:
+            raise UnusableError(CHANGED)
+        self._checked[shard] = True
+        return index
+
+    def _no_sample(self) -> ShardError:
+        first = redacted(self.shards[0])
+        fault = next(self.faults(), None)
+        why = "" if fault is None else f"; {fault.reason}"
+        return ShardError(
+            f"shards: expected samples of an image ({', '.join(IMAGE_EXTENSIONS)}) and a caption "
+            f"({' or '.join(CAPTION_EXTENSIONS)}) next to it; got none in {len(self.shards):,} "
+            f"shard(s), first {first}{why}"
+        )
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Consecutive members of one key, as {extension: member}."""
-    size = shard.stat().st_size
-    current, members = "", dict[str, tarfile.TarInfo]()
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if member.offset_data + member.size > size:
-                    raise ShardError(
-                        f"shard {shard}: truncated: {member.name} ends at byte "
-                        f"{member.offset_data + member.size}, the file has {size}"
-                    )
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                if key != current and members:
-                    yield current, members
-                    members = {}
-                current = key
-                members[extension.lower()] = member
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ShardError(f"shard {shard}: truncated or not a tar file ({error})") from None
-    with open(shard, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise ShardError(f"shard {shard}: truncated: no end-of-archive mark at byte {end}")
-    if members:
-        yield current, members
+class OpenFile:
+    """A file that is closed when nobody has it any more, so not while a thread reads it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Less than `size` bytes where the file ends."""
+        return os.pread(self._file.fileno(), size, offset)
+
+
+def _most_open() -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(max(most // 16, 2), 1024) if most > 0 else 1024
