@@ -1,101 +1,180 @@
-"""Encoded image to uint8 pixels, with the crop and resize of training or of evaluation.
+"""Encoded image to uint8 pixels: the crop and resize of training or of evaluation, on the CPU.
 
-Geometry equals torchvision's and open_clip's: bicubic with antialiasing, on uint8, in torchvision's
-native code. H and W are an image's height and width, S the model's input size.
+Geometry equals open_clip's on Pillow: bicubic with antialiasing, on uint8. S is the model's size.
+
+open_clip converts to RGB after it has resized, which shows where conversion and resize do not
+commute: Pillow takes the nearest pixel in a palette's or a 1-bit image, weighs colours by their
+alpha, and mixes CMYK's four inks. Such images go Pillow's way here too. Grey of 16 bits does not:
+open_clip shows all that is brighter than 1/257 of the range as white, and we scale it.
 """
 
 from __future__ import annotations
 
-import math
+import io
+import re
 import warnings
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
 
-from clipfast.errors import UserError
+from clipfast.data.images.augmentation import Box
+from clipfast.data.images.header import Header, read_header
+from clipfast.data.sources.samples import UnusableError
 
 # torchvision 0.29 announces at every call that TorchCodec will take its decoders over.
 warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
+# The limit is double of what is warned of, and the header's reader keeps it.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-_BICUBIC = F.InterpolationMode.BICUBIC
-
-
-class CorruptImageError(UserError):
-    """Bytes that are not a whole image of a known format."""
-
-
-class Box(NamedTuple):
-    """A part of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+# Resized as a whole, a longer strip would need hundreds of megabytes for the centre of it.
+_LONGEST = 8
 
 
-@dataclass(frozen=True)
-class RandomCrop:
-    """open_clip's training crop.
-
-    Attributes:
-        scale: smallest and largest share of the image's area.
-        ratio: narrowest and widest aspect ratio.
-    """
-
-    scale: tuple[float, float] = (0.9, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    def box(self, height: int, width: int, random: np.random.Generator) -> Box:
-        """Ten tries, then the largest central box in range."""
-        low, high = (math.log(r) for r in self.ratio)
-        for _ in range(10):
-            area = height * width * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(low, high))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-                return Box(int(top), int(left), h, w)
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        w = min(width, round(height * ratio))
-        h = min(height, round(w / ratio))
-        return Box((height - h) // 2, (width - w) // 2, h, w)
+def is_plain(header: Header) -> bool:
+    """Whether the image may become RGB before it is resized."""
+    return header.colour in ("grey", "rgb") and header.bits >= 8
 
 
-def decode(encoded: bytes) -> Tensor:
-    """JPEG, PNG or WebP bytes to (3, H, W) uint8 RGB; EXIF orientation is ignored, as open_clip
-    does.
+def is_elongated(header: Header) -> bool:
+    """Whether the image is too long to be resized as a whole for its centre."""
+    return max(header.height, header.width) > _LONGEST * min(header.height, header.width)
+
+
+def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the short side is `size`, as torchvision rounds them."""
+    short = min(height, width)
+    return int(size * height / short), int(size * width / short)
+
+
+def decode(encoded: bytes, header: Header, reduction: int = 1) -> Tensor:
+    """Plain image bytes to (H, W, 3) uint8 RGB; EXIF orientation is ignored, as open_clip does.
+
+    Args:
+        reduction: 2, 4 or 8 decodes a JPEG to (⌈H / reduction⌉, ⌈W / reduction⌉, 3), from fewer
+            coefficients of its cosine transform.
 
     Raises:
-        CorruptImageError: empty, damaged or of another format.
+        UnusableError: damaged, or of another size than its header says.
     """
-    if not encoded:
-        raise CorruptImageError("empty image")
+    if reduction > 1:
+        return _decode_reduced(encoded, header, reduction)
     try:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         image = decode_image(data, mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        raise CorruptImageError(f"undecodable image: {str(error).splitlines()[0]}") from None
-    if image.ndim != 3:
-        raise CorruptImageError(f"expected one image; got an animation of {len(image)}")
-    # A PNG may have 16 bits per channel.
-    return image if image.dtype == torch.uint8 else (image.float() / 257).round().to(torch.uint8)
+        what = re.sub(r"^.*\.cpp:\d+\W+", "", str(error).splitlines()[0])
+        raise UnusableError(f"damaged {header.format}: {what}") from None
+    if image.shape[1:] != (header.height, header.width):
+        raise UnusableError(
+            f"damaged {header.format}: its header says {header.width} × {header.height}, its data "
+            f"{image.shape[2]} × {image.shape[1]}"
+        )
+    if image.dtype == torch.uint16:
+        image = (image.float() / 257).round().to(torch.uint8)
+    return image.permute(1, 2, 0)
 
 
-def train_pixels(
-    encoded: bytes, size: int, crop: RandomCrop, random: np.random.Generator
+def crop_and_resize(
+    encoded: bytes, header: Header, box: Box, size: int, *, fast: bool = False
 ) -> Tensor:
-    """(3, S, S) uint8 of a random crop."""
-    image = decode(encoded)
-    box = crop.box(image.shape[1], image.shape[2], random)
-    return F.resized_crop(image, *box, size=[size, size], interpolation=_BICUBIC, antialias=True)
+    """(3, S, S) uint8 of a part of the image.
+
+    Args:
+        fast: decodes a JPEG at the smallest of its sizes that keeps the part at S or more.
+
+    Raises:
+        UnusableError: damaged.
+    """
+    if not is_plain(header):
+        left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
+        with _opened(encoded, header) as image:
+            part = image.crop((left, top, right, bottom))
+            return _as_tensor(part.resize((size, size), Image.Resampling.BICUBIC))
+    n = _reduction(header, box.height, box.width, size) if fast else 1
+    top, left = round(box.top / n), round(box.left / n)
+    bottom, right = round((box.top + box.height) / n), round((box.left + box.width) / n)
+    return _resize(decode(encoded, header, n)[top:bottom, left:right], size, size)
+
+
+def resize_and_centre(encoded: bytes, header: Header, size: int, *, fast: bool = False) -> Tensor:
+    """(3, S, S) uint8: the short side resized to S, then the centre.
+
+    Args:
+        fast: as in `crop_and_resize`.
+
+    Raises:
+        UnusableError: damaged.
+    """
+    height, width = header.height, header.width
+    tall, wide = resized_size(height, width, size)
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    if is_elongated(header):
+        y, x = height / tall, width / wide
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        with _opened(encoded, header) as image:
+            return _as_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box))
+    if not is_plain(header):
+        with _opened(encoded, header) as image:
+            whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
+            return _as_tensor(whole.crop((left, top, left + size, top + size)))
+    n = _reduction(header, height, width, size) if fast else 1
+    resized = _resize(decode(encoded, header, n), tall, wide)
+    return resized[:, top : top + size, left : left + size]
 
 
 def eval_pixels(encoded: bytes, size: int) -> Tensor:
-    """(3, S, S) uint8: the short side resized to S, then the centre."""
-    image = F.resize(decode(encoded), [size], interpolation=_BICUBIC, antialias=True)
-    return F.center_crop(image, [size, size])
+    """(3, S, S) uint8 as evaluation shows an image.
+
+    Raises:
+        UnusableError: damaged or of another format than JPEG, PNG and WebP.
+    """
+    return resize_and_centre(encoded, read_header(encoded), size).contiguous()
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    """(H, W, 3) uint8 -> (3, height, width) uint8, in torch's vector code for channels last."""
+    batch = image[None].permute(0, 3, 1, 2)
+    if vertical_first(image.shape[0], image.shape[1], height, width):
+        batch = interpolate(batch, (height, image.shape[1]), mode="bicubic", antialias=True)
+    return interpolate(batch, (height, width), mode="bicubic", antialias=True)[0]
+
+
+def vertical_first(height: int, width: int, new_height: int, new_width: int) -> bool:
+    """Whether Pillow 13 resizes the height before the width; earlier ones never do.
+
+    Pixels are cut off to uint8 between the passes, so their order shows at sharp edges.
+    """
+    return height - new_height > 2 * max(width - new_width, 0)
+
+
+def _reduction(header: Header, height: int, width: int, size: int) -> int:
+    if header.format != "JPEG":
+        return 1
+    return next((n for n in (8, 4, 2) if min(height, width) >= n * size), 1)
+
+
+def _decode_reduced(encoded: bytes, header: Header, reduction: int) -> Tensor:
+    with _opened(encoded, header) as image:
+        image.draft(None, (header.width // reduction, header.height // reduction))
+        return _as_tensor(image).permute(1, 2, 0)
+
+
+@contextmanager
+def _opened(encoded: bytes, header: Header) -> Iterator[Image.Image]:
+    """By Pillow, which reads the pixels only where they are used."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=[header.format.upper()]) as image:
+            yield image
+    except Exception as error:  # its parsers let through whatever they stumble over
+        raise UnusableError(f"damaged {header.format}: {error}") from None
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
