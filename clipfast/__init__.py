@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clipfast.adapters.acceleration import accelerate, undo
-    from clipfast.data.tokenizer import tokenize
+    from clipfast.data.text.tokenizer import tokenize
     from clipfast.eval.zero_shot import zero_shot_classifier
     from clipfast.losses import ClipLoss, SigLipLoss
     from clipfast.models.factory import create_model
@@ -39,7 +39,7 @@ _HOME = {
     "create_model": "clipfast.models.factory",
     "load_checkpoint": "clipfast.weights.loading",
     "save_checkpoint": "clipfast.weights.checkpoint",
-    "tokenize": "clipfast.data.tokenizer",
+    "tokenize": "clipfast.data.text.tokenizer",
     "undo": "clipfast.adapters.acceleration",
     "zero_shot_classifier": "clipfast.eval.zero_shot",
 }

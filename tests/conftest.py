@@ -7,7 +7,7 @@ import torch
 
 from clipfast.demo.dataset import DigitShards
 
-for helpers in ("kernels", "models", "adapters"):
+for helpers in ("kernels", "models", "adapters", "data"):
     sys.path.insert(0, str(Path(__file__).parent / helpers))
 
 TINY_MODEL = {

@@ -1,184 +1,235 @@
-"""From shards to training batches, a few steps ahead of the model."""
+"""From samples to training batches, a few steps ahead of the model.
+
+B samples per step, S the model's image size.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from clipfast.data.decode import CorruptImageError, RandomCrop, eval_pixels, train_pixels
-from clipfast.data.feature_cache import FeatureCache, Found, gather
+from clipfast.data.batch import Batch, join_text
+from clipfast.data.feature_cache import FeatureCache, gather
+from clipfast.data.images.decoders import Decoder
+from clipfast.data.quarantine import Quarantine
 from clipfast.data.sampler import Sampler
-from clipfast.data.shards import Sample, ShardSet
+from clipfast.data.sources.sample_set import SampleSet
+from clipfast.data.sources.samples import Fault, Place, UnusableError
 from clipfast.errors import UserError
-from clipfast.packed_text import PackedText, pack_ids
+from clipfast.packed_text import PackedText
 
 _SUBSTITUTES = 20
+_STEPS_AHEAD = 2
 
 
-class Batch(NamedTuple):
-    """Attributes:
-    images: (B, 3, S, S) uint8, or of those samples alone that `image_found` lacks.
-    text: B captions, packed or (B, L), or of those samples alone that `text_found` lacks.
-    numbers: (B,) int64, which samples these are.
-    image_found, text_found: what the caches have; None without a cache.
-    """
+class Caches(NamedTuple):
+    """Features of locked towers, None for a tower without. A sample's image is not read, and its
+    caption not tokenized, where these have them; one that has several captions keeps the first."""
 
-    images: Tensor
-    text: PackedText | Tensor
-    numbers: np.ndarray
-    image_found: Found | None = None
-    text_found: Found | None = None
-
-
-class _Usable(NamedTuple):
-    """A sample, but for what its features in the caches stand for."""
-
-    number: int
-    pixels: Tensor | None
-    caption: str | None
-    image_row: NDArray[np.float32] | None
-    text_row: NDArray[np.float32] | None
-
-
-class Rejected(NamedTuple):
-    """A sample that could not be used, and why."""
-
-    sample: Sample
-    reason: str
+    image: FeatureCache | None = None
+    text: FeatureCache | None = None
 
 
 class Loader:
-    """Decodes the sampler's steps in threads, in order.
+    """Reads, decodes and tokenizes the sampler's steps in threads, in order.
 
-    A sample that cannot be used is replaced by another, so every step is full, and reported once.
+    A sample that cannot be used is replaced by another, so every step is full, and listed once.
 
     Args:
-        shards: the samples.
+        samples: by number.
         sampler: their order.
+        decoder: encoded images to pixels of S × S.
         image_size: S.
+        read_caption: a sample's captions to the one that is shown; the first without random
+            numbers.
         tokenize: captions to ids; called from several threads.
-        crop: augmentation; None takes evaluation's resize and centre crop.
-        workers: decoding threads, and how many steps are prepared ahead; 0 decodes in the
-            caller's thread.
-        on_rejected: called once for every sample that was replaced.
-        image_cache, text_cache: features of locked towers. A sample's image is not read, and its
-            caption not tokenized, where these have the features.
+        augment: False shows each image as evaluation does.
+        workers: threads; 0 works in the caller's.
+        quarantine: lists what was replaced.
+        caches: of locked towers.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
+        samples: SampleSet,
         sampler: Sampler,
         *,
+        decoder: Decoder,
         image_size: int,
+        read_caption: Callable[[Sequence[bytes], Random | None], str],
         tokenize: Callable[[Sequence[str]], PackedText | Tensor],
-        crop: RandomCrop | None,
+        augment: bool,
         workers: int,
-        on_rejected: Callable[[Rejected], None],
-        image_cache: FeatureCache | None = None,
-        text_cache: FeatureCache | None = None,
+        quarantine: Quarantine,
+        caches: Caches | None = None,
     ) -> None:
-        self.shards, self.sampler = shards, sampler
-        self.image_size, self.tokenize, self.crop = image_size, tokenize, crop
-        self.workers, self.on_rejected = workers, on_rejected
-        self.image_cache, self.text_cache = image_cache, text_cache
-        self._rejected: set[int] = set()
-        self._lock = threading.Lock()
+        self.samples, self.sampler = samples, sampler
+        self.decoder, self.image_size, self.augment = decoder, image_size, augment
+        self.read_caption, self.tokenize = read_caption, tokenize
+        self.workers, self.quarantine, self.caches = workers, quarantine, caches or Caches()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The epoch's batches from `first_step` on.
 
         Raises:
-            UserError: a shard has gone, or too many samples in a row are unusable.
+            UserError: too many samples are unusable, or in a row.
         """
         steps = range(first_step, self.sampler.steps_per_epoch)
         if self.workers == 0:
             yield from (self.batch(epoch, step) for step in steps)
             return
-        ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.workers, "clipfast-decode") as pool:
+        ahead = deque[tuple[_Step, list[Future[None]]]]()
+        with ThreadPoolExecutor(self.workers, "clipfast-decode", take_one_core) as pool:
             try:
                 for step in steps:
-                    ahead.append(pool.submit(self.batch, epoch, step))
-                    if len(ahead) > self.workers + 1:
-                        yield ahead.popleft().result()
+                    work = _Step(self, epoch, step)
+                    ahead.append((work, [pool.submit(work.fill, part) for part in work.parts]))
+                    if len(ahead) > _STEPS_AHEAD:
+                        yield _finished(*ahead.popleft())
                 while ahead:
-                    yield ahead.popleft().result()
+                    yield _finished(*ahead.popleft())
             finally:
-                for future in ahead:
-                    future.cancel()
+                for _, waiting in ahead:
+                    for future in waiting:
+                        future.cancel()
 
     def batch(self, epoch: int, step: int) -> Batch:
-        numbers = self.sampler.batch(epoch, step)
-        samples = [self._usable(epoch, int(number)) for number in numbers]
-        size = self.image_size
-        pixels = [s.pixels for s in samples if s.pixels is not None]
-        images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        captions = [s.caption for s in samples if s.caption is not None]
-        text = self.tokenize(captions) if captions else pack_ids([])
+        """One step, in the caller's thread."""
+        work = _Step(self, epoch, step)
+        for part in work.parts:
+            work.fill(part)
+        return work.batch()
+
+
+def take_one_core() -> None:
+    """Keeps a thread's tensor operations in it: the pool has a thread for each core already."""
+    # In OpenMP that is a setting of the thread; torch.set_num_threads is the whole process's.
+    threadpool_limits(1, user_api="openmp")
+
+
+@dataclass
+class _Slot:
+    """A row of a batch, and the sample that fills it."""
+
+    row: int
+    asked: int  # the sampler's sample
+    number: int  # that, or its substitute
+    attempts: int = 0
+    encoded: bytes | None = None
+    caption: str | None = None
+    place: Place | None = None
+    random: Random | None = None
+    image_row: NDArray[np.float32] | None = None
+    text_row: NDArray[np.float32] | None = None
+
+
+class _Step:
+    """A batch while it is made, in parts that threads fill."""
+
+    def __init__(self, loader: Loader, epoch: int, step: int) -> None:
+        self.loader, self.epoch = loader, epoch
+        numbers = loader.sampler.batch(epoch, step).tolist()
+        self.slots = [_Slot(row, number, number) for row, number in enumerate(numbers)]
+        size = loader.decoder.part or len(self.slots)
+        self.parts = [self.slots[i : i + size] for i in range(0, len(self.slots), size)]
+        self.texts = dict[int, PackedText | Tensor]()
+        device, side = loader.decoder.device, loader.image_size
+        self.images = torch.empty(
+            (len(numbers), 3, side, side),
+            dtype=torch.uint8,
+            device=device,
+            memory_format=torch.channels_last,  # the decoders'
+            pin_memory=device.type == "cpu" and torch.cuda.is_available(),
+        )
+
+    def fill(self, slots: list[_Slot]) -> None:
+        """Reads, decodes and tokenizes a part; what cannot be used is replaced."""
+        self.loader.quarantine.tried(len(slots))
+        waiting = slots
+        while waiting:
+            unusable = [slot for slot in waiting if not self._read(slot)]
+            unusable += self._decode([slot for slot in waiting if slot.encoded is not None])
+            waiting = unusable
+        captions = [slot.caption for slot in slots if slot.caption is not None]
+        if captions:
+            self.texts[slots[0].row] = self.loader.tokenize(captions)
+
+    def batch(self) -> Batch:
+        """Of all parts, once they are filled."""
+        caches, slots, images = self.loader.caches, self.slots, self.images
+        if caches.image is not None:
+            images = images[[slot.row for slot in slots if slot.image_row is None]]
         return Batch(
             images,
-            text,
-            np.array([s.number for s in samples]),
-            None if self.image_cache is None else gather([s.image_row for s in samples]),
-            None if self.text_cache is None else gather([s.text_row for s in samples]),
+            join_text([text for _, text in sorted(self.texts.items())]),
+            np.array([slot.number for slot in slots]),
+            None if caches.image is None else gather([slot.image_row for slot in slots]),
+            None if caches.text is None else gather([slot.text_row for slot in slots]),
         )
 
-    def _usable(self, epoch: int, number: int) -> _Usable:
-        """The sample, or the first substitute that can be used."""
-        candidate = number
-        for attempt in range(1, _SUBSTITUTES + 1):
-            image_row = None if self.image_cache is None else self.image_cache.get(candidate)
-            text_row = None if self.text_cache is None else self.text_cache.get(candidate)
-            if image_row is not None and text_row is not None:
-                return _Usable(candidate, None, None, image_row, text_row)
-            sample = self.shards.read(candidate, image=image_row is None)
-            try:
-                pixels = self._pixels(epoch, candidate, sample) if image_row is None else None
-                caption = read_caption(sample.caption) if text_row is None else None
-                return _Usable(candidate, pixels, caption, image_row, text_row)
-            except (CorruptImageError, BadCaptionError) as error:
-                self._reject(candidate, Rejected(sample, str(error)))
-            candidate = self.sampler.substitute(epoch, number, attempt)
-        raise UserError(
-            f"data: expected mostly usable samples; {_SUBSTITUTES} drawn in a row were not, the "
-            f"last {sample.key} in {sample.shard}"
-        )
+    def _read(self, slot: _Slot) -> bool:
+        """Whether the slot's sample can be used, but for what decoding its image tells."""
+        loader, caches = self.loader, self.loader.caches
+        slot.encoded = slot.caption = None
+        slot.image_row = None if caches.image is None else caches.image.get(slot.number)
+        slot.text_row = None if caches.text is None else caches.text.get(slot.number)
+        if slot.image_row is not None and slot.text_row is not None:
+            return True
+        slot.random = loader.sampler.generator(self.epoch, slot.number)
+        slot.place = None
+        try:
+            sample = loader.samples.read(slot.number, image=slot.image_row is None)
+            slot.place = sample.place
+            if slot.text_row is None:
+                random = slot.random if caches.text is None else None
+                slot.caption = loader.read_caption(sample.captions, random)
+        except UnusableError as error:
+            self._replace(slot, error.place, str(error))
+            return False
+        if slot.image_row is None:
+            slot.encoded = sample.image
+        return True
 
-    def _pixels(self, epoch: int, number: int, sample: Sample) -> Tensor:
-        if self.crop is None:
-            return eval_pixels(sample.image, self.image_size)
-        random = self.sampler.generator(epoch, number)
-        return train_pixels(sample.image, self.image_size, self.crop, random)
+    def _decode(self, slots: list[_Slot]) -> list[_Slot]:
+        """Those whose image cannot be used."""
+        if not slots:
+            return []
+        randoms = [slot.random for slot in slots if slot.random] if self.loader.augment else None
+        encoded = [slot.encoded for slot in slots if slot.encoded is not None]
+        pixels, faults = self.loader.decoder(encoded, randoms)
+        whole = [i for i in range(len(slots)) if i not in faults]
+        self.images[[slots[i].row for i in whole]] = pixels if not faults else pixels[whole]
+        for i, reason in faults.items():
+            self._replace(slots[i], slots[i].place, reason)
+        for slot in slots:
+            slot.encoded = None
+        return [slots[i] for i in faults]
 
-    def _reject(self, number: int, rejected: Rejected) -> None:
-        with self._lock:
-            if number in self._rejected:
-                return
-            self._rejected.add(number)
-            self.on_rejected(rejected)
+    def _replace(self, slot: _Slot, place: Place | None, reason: str) -> None:
+        loader = self.loader
+        place = place or loader.samples.place(slot.number)
+        loader.quarantine.replace(Fault(place, reason))
+        slot.attempts += 1
+        slot.encoded = slot.caption = None
+        if slot.attempts == _SUBSTITUTES:
+            raise UserError(
+                f"data: expected mostly usable samples; {_SUBSTITUTES} drawn in a row were not, the "
+                f"last {place.key} in {place.shard}: {reason}"
+            )
+        slot.number = loader.sampler.substitute(self.epoch, slot.asked, slot.attempts)
 
 
-class BadCaptionError(UserError):
-    """A caption that is empty or no UTF-8."""
-
-
-def read_caption(encoded: bytes) -> str:
-    """Raises:
-    BadCaptionError: nothing but white space, or not UTF-8.
-    """
-    try:
-        caption = encoded.decode()
-    except UnicodeDecodeError:
-        raise BadCaptionError("caption is not UTF-8") from None
-    if not caption.strip():
-        raise BadCaptionError("empty caption")
-    return caption
+def _finished(step: _Step, parts: list[Future[None]]) -> Batch:
+    for part in parts:
+        part.result()
+    return step.batch()

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from clipfast.data.decode import eval_pixels
+from clipfast.data.images.decode import eval_pixels
 from clipfast.demo.dataset import DigitShards
 from clipfast.demo.digits import BACKGROUNDS, DIGIT_WORDS, INKS
 from clipfast.demo.evaluate import best_sentences, image_features, zero_shot_accuracies
@@ -138,7 +138,7 @@ def _contact_sheet(summary: Summary, shards: DigitShards, path: Path) -> None:
     save_contact_sheet(
         path,
         [eval_pixels(sample.image, summary.model.image_size) for sample in read],
-        [f"caption: {sample.caption.decode()}" for sample in read],
+        [f"caption: {sample.captions[0].decode()}" for sample in read],
         best,
         [candidates[b[0][0]] == labels[row][:3] for b, row in zip(best, rows, strict=True)],
     )

@@ -11,7 +11,10 @@ from typing import NamedTuple
 from PIL import Image
 from rich.progress import track
 
-from clipfast.data.shards import ShardSet, ShardWriter
+from clipfast.data.sources.sample_set import SampleSet
+from clipfast.data.sources.shard_writer import ShardWriter
+from clipfast.data.sources.storage import Storage
+from clipfast.data.sources.tar_source import TarSource
 from clipfast.demo.digits import DigitPair, render_split
 from clipfast.errors import UserError
 
@@ -67,20 +70,19 @@ class DigitShards:
     @property
     def train_pattern(self) -> str:
         """For ``--train-data``."""
-        return "::".join(
-            str(p).replace("{", r"\{").replace("}", r"\}") for p in self._paths("train")
-        )
+        return self._pattern("train")
 
-    def samples(self, split: str) -> ShardSet:
-        return ShardSet(self._paths(split))
+    def samples(self, split: str) -> SampleSet:
+        return SampleSet([TarSource(self._pattern(split), Storage())])
 
     def labels(self, split: str) -> list[Label]:
         """What is in each sample, in their order."""
         return [Label(*row) for row in json.loads(self._labels_path(split).read_text())]
 
-    def _paths(self, split: str) -> list[Path]:
-        shards = -(-self._counts[split] // _SHARD)
-        return [self.folder / f"{split}-{number:06d}.tar" for number in range(shards)]
+    def _pattern(self, split: str) -> str:
+        last = -(-self._counts[split] // _SHARD) - 1
+        folder = str(self.folder).replace("{", r"\{").replace("}", r"\}")
+        return f"{folder}/{split}-{{000000..{last:06d}}}.tar"
 
     def _refuse_other_content(self, description: dict) -> None:
         content = sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []

@@ -12,8 +12,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from clipfast.data.decode import eval_pixels
-from clipfast.data.normalize import Normalize
+from clipfast.data.images.decode import eval_pixels
+from clipfast.data.images.normalize import Normalize
 from clipfast.demo.dataset import DigitShards, Label
 from clipfast.demo.digits import BACKGROUNDS, INKS, sentences
 from clipfast.eval.zero_shot import sentence_classifier

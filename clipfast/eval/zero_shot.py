@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.data.tokenizers import tokenizer_for
+from clipfast.data.text.tokenizers import tokenizer_for
 from clipfast.models.clip import CLIP
 
 _BATCH = 256

@@ -7,6 +7,9 @@ import ast
 import math
 from collections.abc import Callable, Sequence
 
+from clipfast.data.images.augmentation import Augmentation
+from clipfast.data.images.decoders import DECODERS
+from clipfast.data.sources.opening import add_source_flags
 from clipfast.errors import UserError
 from clipfast.models.precision import PRECISIONS
 
@@ -44,33 +47,80 @@ def _is_written(flag: str, arguments: Sequence[str]) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="clipfast train", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    data = parser.add_argument_group("data").add_argument
-    data(
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_training_flags(parser)
+    _add_model_flags(parser.add_argument_group("in place of the model's configuration"))
+    _add_locking_flags(parser.add_argument_group("locked towers"))
+    _add_file_flags(parser.add_argument_group("files"))
+    _add_own_flags(parser.add_argument_group("clipfast's own"))
+    return parser
+
+
+def _add_data_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
         "--train-data",
-        required=True,
-        metavar="SHARDS",
-        help="WebDataset tars: a path with brace ranges, several joined by ::",
+        metavar="DATA",
+        help="WebDataset tars, a CSV, Parquet files, a folder or a Hugging Face dataset on disk: "
+        "paths or URLs with brace ranges, several sources joined by ::",
     )
-    data(
+    add(
         "--train-num-samples",
         type=int,
         metavar="N",
-        help="samples in an epoch (default: all, which the shards' indexes count)",
+        help="samples in an epoch (default: all, which are counted)",
     )
-    data("--dataset-type", choices=["webdataset", "auto"], default="auto")
-    data("--workers", type=int, default=4, help="decoding threads (default 4)")
-    data("--image-mean", type=float, nargs=3, help="default: CLIP's")
-    data("--image-std", type=float, nargs=3, help="default: CLIP's")
-    data(
+    add(
+        "--dataset-resampled",
+        action="store_true",
+        help="draw samples with replacement, in place of each one once an epoch",
+    )
+    add(
+        "--train-data-upsampling-factors",
+        metavar="FACTORS",
+        help="with --dataset-resampled, how often each source's samples are drawn, joined by ::",
+    )
+    add_source_flags(group)
+    add_loading_flags(group)
+
+
+def add_loading_flags(group: argparse._ArgumentGroup) -> None:
+    """How samples become batches."""
+    add = group.add_argument
+    add("--workers", type=int, default=4, help="decoding threads (default 4)")
+    add(
+        "--decoder",
+        choices=DECODERS,
+        default="auto",
+        help="auto takes DALI on a GPU where it is installed, else the native one",
+    )
+    add(
+        "--fast-jpeg",
+        action="store_true",
+        help="decode large JPEGs at a fraction of their size: sooner, and not the same pixels",
+    )
+    add(
+        "--max-unusable",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the samples tried, above which the run stops (default 0.01)",
+    )
+    add("--image-mean", type=float, nargs=3, help="default: CLIP's")
+    add("--image-std", type=float, nargs=3, help="default: CLIP's")
+    add(
         "--aug-cfg",
         nargs="*",
         default={},
         action=_ParseKeyValues,
         metavar="KEY=VALUE",
-        help="scale='(0.9, 1.0)', the random crop's share of the area",
+        help="open_clip's: scale='(0.9, 1.0)', color_jitter='(.4, .4, .4, .1)', "
+        "color_jitter_prob=.8, gray_scale_prob=.2, use_timm=True",
     )
 
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--model", default="RN50", help="a built-in model or the path of a .json configuration")
     add("--pretrained", default="", metavar="FILE", help="start from these weights")
     add("--batch-size", type=int, default=64)
@@ -96,46 +146,53 @@ def _parser() -> argparse.ArgumentParser:
     add("--grad-checkpointing", action="store_true", help="recompute blocks in the backward")
     add("--torchcompile", action="store_true", help="compute both towers by torch.compile")
 
-    force = parser.add_argument_group("in place of the model's configuration").add_argument
-    force("--force-quick-gelu", action="store_true")
-    force("--force-image-size", type=int, nargs="+", metavar="SIDE")
-    force("--force-context-length", type=int, metavar="TOKENS")
-    force("--force-patch-dropout", type=float, metavar="SHARE", help="of patches left out")
 
-    lock = parser.add_argument_group("locked towers").add_argument
-    lock("--lock-image", action="store_true", help="freeze the image tower")
-    lock("--lock-image-unlocked-groups", type=int, default=0, help="but its last N groups")
-    lock(
+def _add_model_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--force-quick-gelu", action="store_true")
+    add("--force-image-size", type=int, nargs="+", metavar="SIDE")
+    add("--force-context-length", type=int, metavar="TOKENS")
+    add("--force-patch-dropout", type=float, metavar="SHARE", help="of patches left out")
+
+
+def _add_locking_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--lock-image", action="store_true", help="freeze the image tower")
+    add("--lock-image-unlocked-groups", type=int, default=0, help="but its last N groups")
+    add(
         "--lock-image-freeze-bn-stats",
         action="store_true",
         help="and the BatchNorm statistics of what is frozen",
     )
-    lock("--lock-text", action="store_true", help="freeze the text tower")
-    lock("--lock-text-unlocked-layers", type=int, default=0, help="but its last N layers")
-    lock(
+    add("--lock-text", action="store_true", help="freeze the text tower")
+    add("--lock-text-unlocked-layers", type=int, default=0, help="but its last N layers")
+    add(
         "--lock-text-freeze-layer-norm",
         action="store_true",
         help="and the LayerNorms of what is frozen, which train otherwise",
     )
 
-    files = parser.add_argument_group("files").add_argument
-    files("--logs", default="./logs/", help="folder of all runs")
-    files("--name", help="this run's folder in it (default: made of time and settings)")
-    files("--resume", metavar="FILE|latest", help="go on from a checkpoint of this or another run")
-    files("--save-frequency", type=int, default=1, help="epochs between checkpoints")
-    files("--save-most-recent", action="store_true", help="always keep epoch_latest.pt")
-    files("--report-to", default="", help="tensorboard")
-    files("--log-every-n-steps", type=int, default=100)
 
-    ours = parser.add_argument_group("clipfast's own").add_argument
-    ours("--backend", default="auto", help="of the loss; `clipfast doctor` lists them")
-    ours("--save-every-steps", type=int, default=0, help="keep a resumable state every N steps")
-    ours(
+def _add_file_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--logs", default="./logs/", help="folder of all runs")
+    add("--name", help="this run's folder in it (default: made of time and settings)")
+    add("--resume", metavar="FILE|latest", help="go on from a checkpoint of this or another run")
+    add("--save-frequency", type=int, default=1, help="epochs between checkpoints")
+    add("--save-most-recent", action="store_true", help="always keep epoch_latest.pt")
+    add("--report-to", default="", help="tensorboard")
+    add("--log-every-n-steps", type=int, default=100)
+
+
+def _add_own_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--backend", default="auto", help="of the loss; `clipfast doctor` lists them")
+    add("--save-every-steps", type=int, default=0, help="keep a resumable state every N steps")
+    add(
         "--cache-locked-features",
         metavar="DIR",
         help="compute the features of a wholly locked tower once, and keep them there",
     )
-    return parser
 
 
 class _ParseKeyValues(argparse.Action):
@@ -176,6 +233,8 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "save_every_steps": ("0 (never) or more", lambda x: x >= 0),
     "seed": ("0 to 2^32 - 1", lambda x: 0 <= x < 2**32),
     "train_num_samples": ("at least 1", lambda x: x >= 1),
+    "max_unusable": ("0 ≤ share ≤ 1", lambda x: 0 <= x <= 1),
+    "data_cache_gb": ("a positive number", lambda x: 0 < x < math.inf),
     "force_context_length": ("at least 2, a start and an end token", lambda x: x >= 2),
     "force_patch_dropout": ("0 ≤ share < 1", lambda x: 0 <= x < 1),
     "lock_image_unlocked_groups": ("at least 0", lambda x: x >= 0),
@@ -203,17 +262,10 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.cache_locked_features is not None and not (args.lock_image or args.lock_text):
         raise UserError("--cache-locked-features: expected --lock-image or --lock-text; got none")
+    if args.train_data is None and args.dataset_type != "synthetic":
+        raise UserError("--train-data: expected the training data; got none")
     if args.resume == "latest" and args.name is None:
         raise UserError("--resume latest: expected --name, the run to go on with; got none")
     if args.report_to not in ("", "tensorboard"):
         raise UserError(f"--report-to: expected tensorboard; got {args.report_to!r}")
-    if unknown := args.aug_cfg.keys() - {"scale"}:
-        raise UserError(f"--aug-cfg: expected scale=(low, high); got {', '.join(unknown)}")
-    scale = args.aug_cfg.get("scale", (0.9, 1.0))
-    if not (
-        isinstance(scale, (tuple, list))
-        and len(scale) == 2
-        and all(isinstance(s, (int, float)) for s in scale)
-        and 0 < scale[0] <= scale[1] <= 1
-    ):
-        raise UserError(f"--aug-cfg: scale: expected 0 < low ≤ high ≤ 1; got {scale}")
+    Augmentation.of(args.aug_cfg)

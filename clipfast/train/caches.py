@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from clipfast.data.feature_cache import FeatureCache, fingerprint
-from clipfast.data.shards import ShardSet
+from clipfast.data.loader import Caches
+from clipfast.data.sources.sample_set import SampleSet
 from clipfast.errors import UserError
 from clipfast.models.factory import image_size
 from clipfast.models.locking import Part, is_constant, is_locked, text_parts
@@ -29,26 +30,20 @@ _UNTOLD = (
 )
 
 
-class Caches(NamedTuple):
-    """Of the towers whose features stay the same; None for the others."""
-
-    image: FeatureCache | None = None
-    text: FeatureCache | None = None
-
-    def describe(self) -> Iterator[str]:
-        """Lines of the log."""
-        for cache in self:
-            if cache is not None:
-                yield (
-                    f"cache: {cache.kind} features in {cache.path}, "
-                    f"{cache.filled:,} of {cache.samples:,} there"
-                )
-        if self.image is not None:
-            yield "cache: images are resized and cropped at the centre, without augmentation"
+def describe(caches: Caches) -> Iterator[str]:
+    """Lines of the log."""
+    for cache in caches:
+        if cache is not None:
+            yield (
+                f"cache: {cache.kind} features in {cache.path}, "
+                f"{cache.filled:,} of {cache.samples:,} there"
+            )
+    if caches.image is not None:
+        yield "cache: images are resized and cropped at the centre, without augmentation"
 
 
 def open_caches(
-    args: argparse.Namespace, model: Any, shards: ShardSet, *, precision: str
+    args: argparse.Namespace, model: Any, samples: SampleSet, *, precision: str
 ) -> Caches:
     """The caches that `--cache-locked-features` asks for.
 
@@ -77,17 +72,17 @@ def open_caches(
             f"without augmentation; expected none; got {args.aug_cfg}"
         )
     folder = Path(args.cache_locked_features)
-    shared = {"shards": shards.fingerprint, "precision": precision}
+    shared = {"samples": samples.fingerprint, "precision": precision}
     image_cache = text_cache = None
     if image_stays:
         pixels = f"{_PIXELS}; {image_size(model)}; {args.image_mean}; {args.image_std}"
         key = {"tower": _fingerprint([model.visual]), "pixels": pixels}
-        image_cache = FeatureCache(folder, "image", samples=len(shards), key=shared | key)
+        image_cache = FeatureCache(folder, "image", samples=len(samples), key=shared | key)
     if text_stays:
         described = [model.text] if hasattr(model, "text") else []
         tower = _fingerprint(text, described)
         key = {"tower": tower, "context_length": str(model.context_length)}
-        text_cache = FeatureCache(folder, "text", samples=len(shards), key=shared | key)
+        text_cache = FeatureCache(folder, "text", samples=len(samples), key=shared | key)
     return Caches(image_cache, text_cache)
 
 

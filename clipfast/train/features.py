@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipfast.data.batch import Batch
 from clipfast.data.feature_cache import FeatureCache, Found
-from clipfast.data.loader import Batch
-from clipfast.data.normalize import Normalize
+from clipfast.data.images.normalize import Normalize
+from clipfast.data.loader import Caches
 from clipfast.models.clip import TwoTowers
 from clipfast.models.precision import autocast, input_dtype
-from clipfast.train.caches import Caches
 
 
 class Encoder:

@@ -15,22 +15,30 @@ from clipfast_kernels import backends, contrastive_loss
 from clipfast_kernels.dispatch import FROM_ENVIRONMENT, NAMES
 from torch import Tensor
 
-from clipfast.data.decode import RandomCrop
-from clipfast.data.loader import Batch, Loader, Rejected
-from clipfast.data.normalize import Normalize
+from clipfast.data.batch import Batch
+from clipfast.data.device_prefetch import prefetch
+from clipfast.data.images.augmentation import Augmentation
+from clipfast.data.images.decoders import choose_decoder
+from clipfast.data.images.normalize import Normalize
+from clipfast.data.loader import Caches, Loader
+from clipfast.data.quarantine import Quarantine
 from clipfast.data.sampler import Sampler
-from clipfast.data.shards import ShardSet, expand_shards
-from clipfast.data.tokenizers import tokenizer_for
+from clipfast.data.sources.opening import open_samples
+from clipfast.data.sources.sample_set import SampleSet
+from clipfast.data.sources.samples import Fault
+from clipfast.data.text.captions import CaptionReader
+from clipfast.data.text.tokenizers import tokenizer_for
 from clipfast.errors import UserError
 from clipfast.models.factory import image_size
 from clipfast.models.locking import rest_locked_towers
-from clipfast.train.caches import Caches, open_caches
+from clipfast.train.caches import describe as describe_caches
+from clipfast.train.caches import open_caches
 from clipfast.train.engine import PlainEngine
 from clipfast.train.features import Encoder
 from clipfast.train.model import computed_precision, describe, make_model, warnings_of
 from clipfast.train.monitor import Monitor, StepRecord, Stopwatch
 from clipfast.train.optimizer import adamw, learning_rate
-from clipfast.train.resume import resume
+from clipfast.train.resume import order_state, resume
 from clipfast.train.run_folder import Position, RunFolder, default_name
 
 logger = logging.getLogger("clipfast.train")
@@ -81,7 +89,13 @@ def train(args: argparse.Namespace) -> Summary:
     """
     device = _device(args)
     loss_backend = _loss_backend(args.backend, device)
-    shards = ShardSet(expand_shards(args.train_data))
+    samples = open_samples(
+        args,
+        args.train_data,
+        factors=args.train_data_upsampling_factors,
+        resampled=args.dataset_resampled,
+        epoch_samples=args.train_num_samples,
+    )
     torch.manual_seed(args.seed)
     model = make_model(args, device)
     precision = computed_precision(args, device)
@@ -91,12 +105,12 @@ def train(args: argparse.Namespace) -> Summary:
     scaler = torch.amp.GradScaler(device.type) if precision == "amp" else None
     engine = PlainEngine(model, optimizer, args.grad_clip_norm, scaler)
     sampler = Sampler.of(
-        len(shards), args.batch_size, args.workers, args.seed, args.train_num_samples
+        samples.shards, args.batch_size, args.workers, args.seed, args.train_num_samples
     )
     args.name = args.name or default_name(args)
     folder = RunFolder(args.logs, args.name, resume=args.resume == "latest")
-    start, sampler = resume(args.resume, folder, engine, sampler, shards)
-    caches = open_caches(args, model, shards, precision=precision)
+    start, sampler = resume(args.resume, folder, engine, sampler, samples)
+    caches = open_caches(args, model, samples, precision=precision)
     folder.create(args)
     with Monitor(
         log=folder.log,
@@ -104,13 +118,15 @@ def train(args: argparse.Namespace) -> Summary:
         batch_size=args.batch_size,
         steps_per_epoch=sampler.steps_per_epoch,
         epochs=args.epochs,
-        samples=len(shards),
+        samples=len(samples),
         log_every=args.log_every_n_steps,
     ) as monitor:
-        run = _Run(args, engine, shards, sampler, folder, monitor, device, caches)
+        run = _Run(args, engine, samples, sampler, folder, monitor, device, caches)
         run.announce(start, loss_backend)
         run.go(start)
-    return Summary(model.eval(), folder, monitor.losses, monitor.samples_per_second, run.rejected)
+    return Summary(
+        model.eval(), folder, monitor.losses, monitor.samples_per_second, run.quarantine.replaced
+    )
 
 
 def _device(args: argparse.Namespace) -> torch.device:
@@ -149,14 +165,14 @@ class _Run:
         self,
         args: argparse.Namespace,
         engine: PlainEngine,
-        shards: ShardSet,
+        samples: SampleSet,
         sampler: Sampler,
         folder: RunFolder,
         monitor: Monitor,
         device: torch.device,
         caches: Caches,
     ) -> None:
-        self.args, self.engine, self.shards, self.sampler = args, engine, shards, sampler
+        self.args, self.engine, self.samples, self.sampler = args, engine, samples, sampler
         self.folder, self.monitor, self.device, self.caches = folder, monitor, device, caches
         self.model = engine.model
         self.encoder = Encoder(
@@ -169,19 +185,34 @@ class _Run:
         )
         self.buffers = list(self.model.buffers())
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
-        self.rejected = 0
         self.skipped_in_a_row = 0
         self.stop = _StopSignal()
-        self.loader = Loader(
-            shards,
-            sampler,
-            image_size=image_size(self.model),
+        self.quarantine = Quarantine(folder.quarantine, args.max_unusable, _tell)
+        self.loader = self._loader()
+
+    def _loader(self) -> Loader:
+        args, size = self.args, image_size(self.model)
+        decoder = choose_decoder(
+            args.decoder,
+            size=size,
+            augmentation=Augmentation.of(args.aug_cfg),
+            device=self.device,
+            threads=max(1, args.workers),
+            fast_jpeg=args.fast_jpeg,
+            max_batch=args.batch_size,
+        )
+        return Loader(
+            self.samples,
+            self.sampler,
+            decoder=decoder,
+            image_size=size,
+            read_caption=CaptionReader(args.caption_key),
             tokenize=tokenizer_for(self.model),
-            crop=_crop(args, caches),
+            # Where each image has one set of features, whatever the epoch, it is shown in one way.
+            augment=self.caches.image is None,
             workers=args.workers,
-            on_rejected=self._on_rejected,
-            image_cache=caches.image,
-            text_cache=caches.text,
+            quarantine=self.quarantine,
+            caches=self.caches,
         )
 
     def announce(self, start: Position, loss_backend: str) -> None:
@@ -192,13 +223,11 @@ class _Run:
         logger.info(f"run: {self.folder.path}")
         for line in describe(args, self.model, self.device):
             logger.info(line)
-        for line in self.caches.describe():
+        for line in (*describe_caches(self.caches), *self.samples.describe()):
             logger.info(line)
-        logger.info(
-            f"data: {len(self.shards):,} pairs in {len(self.shards.paths)} shards"
-            + f", {self.shards.incomplete:,} incomplete ones left out"
-            * bool(self.shards.incomplete)
-        )
+        for fault in self.samples.faults():
+            self.quarantine.found(fault)
+        logger.info(f"decoder: {self.loader.decoder.name}, {args.workers} threads")
         logger.info(
             f"steps: {args.epochs} epochs of {sampler.steps_per_epoch} steps of {args.batch_size}"
         )
@@ -213,7 +242,8 @@ class _Run:
         with self.stop:
             for epoch in range(start.epoch, self.args.epochs):
                 clock = Stopwatch()
-                for step, batch in enumerate(self.loader.epoch(epoch, first_step), first_step):
+                batches = prefetch(self.loader.epoch(epoch, first_step), self.device)
+                for step, batch in enumerate(batches, first_step):
                     self._step(epoch, step, batch, data_time=clock.lap(), clock=clock)
                     self._after_step(Position(epoch, step + 1))
                     clock.lap()
@@ -224,10 +254,9 @@ class _Run:
                 f"the last {self.skipped_in_a_row} steps had no finite loss; expected one; stopped "
                 f"without saving, the last checkpoint in {self.folder.path} stands"
             )
-        replaced = f"unusable samples replaced: {self.rejected}, listed in quarantine.jsonl"
-        logger.info(
-            f"done: {self.args.epochs} epochs; {replaced if self.rejected else 'no faults'}"
-        )
+        count = self.quarantine.replaced
+        replaced = f"unusable samples replaced: {count}, listed in quarantine.jsonl"
+        logger.info(f"done: {self.args.epochs} epochs; {replaced if count else 'no faults'}")
 
     def _step(
         self, epoch: int, step: int, batch: Batch, *, data_time: float, clock: Stopwatch
@@ -290,13 +319,7 @@ class _Run:
     def _save_state(self, global_step: int, done: Position) -> None:
         if self.skipped_in_a_row:
             return  # what makes losses infinite may be in the weights
-        sampler = self.sampler
-        order = {
-            "shards": self.shards.fingerprint,
-            "batch_size": sampler.batch_size,
-            "steps_per_epoch": sampler.steps_per_epoch,
-            "seed": sampler.seed,
-        }
+        order = order_state(self.sampler, self.samples)
         content = self.engine.state_dict() | {"order": order, "torch_rng": torch.get_rng_state()}
         self.folder.save_state(global_step, done, content)
 
@@ -310,18 +333,10 @@ class _Run:
         if args.save_most_recent:
             self.folder.save_epoch(epochs_done, self.engine.state_dict(), "epoch_latest.pt")
 
-    def _on_rejected(self, rejected: Rejected) -> None:
-        self.rejected += 1
-        self.folder.quarantine(rejected)
-        sample = rejected.sample
-        logger.warning(f"sample {sample.key} in {sample.shard}: {rejected.reason}; replaced")
 
-
-def _crop(args: argparse.Namespace, caches: Caches) -> RandomCrop | None:
-    """None where each image has one set of features, whatever the epoch."""
-    if caches.image is not None:
-        return None
-    return RandomCrop(scale=tuple(args.aug_cfg.get("scale", (0.9, 1.0))))
+def _tell(fault: Fault) -> None:
+    place, reason = fault
+    logger.warning(f"{place.key} in {place.shard}: {reason}; listed in quarantine.jsonl")
 
 
 def _copy(tensors: list[Tensor], *, to: list[Tensor]) -> None:

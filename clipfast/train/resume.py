@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from clipfast.data.sampler import Sampler
-from clipfast.data.shards import ShardSet
+from clipfast.data.sampler import Sampler, order_of
+from clipfast.data.sources.sample_set import SampleSet
 from clipfast.errors import UserError
 from clipfast.train.engine import PlainEngine
 from clipfast.train.run_folder import Position, RunFolder, position_of
@@ -22,14 +22,14 @@ def resume(
     folder: RunFolder,
     engine: PlainEngine,
     sampler: Sampler,
-    shards: ShardSet,
+    samples: SampleSet,
 ) -> tuple[Position, Sampler]:
     """Restores a run.
 
     Args:
         source: None starts afresh; "latest" is the furthest state or checkpoint in `folder`; else
             the path of one, ours or open_clip's. A bare state dict gives weights only.
-        folder, engine, sampler, shards: this run's.
+        folder, engine, sampler, samples: this run's.
 
     Returns:
         What is done already, and the sampler to go on with. A state brings the steps per epoch of
@@ -51,21 +51,31 @@ def resume(
     if "torch_rng" in checkpoint:
         torch.set_rng_state(checkpoint["torch_rng"])
     if "order" in checkpoint:
-        sampler = _same_order(checkpoint["order"], sampler, shards, path)
+        sampler = _same_order(checkpoint["order"], sampler, samples, path)
     return position_of(checkpoint), sampler
 
 
-def _same_order(order: dict[str, Any], sampler: Sampler, shards: ShardSet, path: Path) -> Sampler:
+def order_state(sampler: Sampler, samples: SampleSet) -> dict[str, Any]:
+    """What a state keeps, so that the samples of every later step are the same."""
+    return {"samples": samples.fingerprint} | dataclasses.asdict(sampler.order)
+
+
+def _same_order(state: dict[str, Any], sampler: Sampler, samples: SampleSet, path: Path) -> Sampler:
     """The sampler that the state was saved under."""
-    if order["shards"] != shards.fingerprint:
+    if state.get("samples") != samples.fingerprint:
         raise UserError(
-            f"--resume {path}: expected the shards that the state was saved under, in their order; "
-            f"got others, {len(shards.paths)} from {shards.paths[0]} on"
+            f"--resume {path}: expected the samples that the state was saved under, in their "
+            f"order; got others, {len(samples):,} from {samples.sources[0].name} on"
         )
-    for name in ("batch_size", "seed"):
-        if order[name] != getattr(sampler, name):
+    order = order_of(state)
+    for name, flag in (
+        ("batch_size", "batch size"),
+        ("seed", "seed"),
+        ("drawing", "--dataset-resampled and --train-data-upsampling-factors"),
+    ):
+        if getattr(order, name) != getattr(sampler.order, name):
             raise UserError(
                 f"--resume {path}: inside an epoch the order of the samples must stay the same; "
-                f"expected {name.replace('_', ' ')} {order[name]}; got {getattr(sampler, name)}"
+                f"expected {flag} {getattr(order, name)}; got {getattr(sampler.order, name)}"
             )
-    return dataclasses.replace(sampler, steps_per_epoch=order["steps_per_epoch"])
+    return Sampler(sampler.shards, order, sampler.rank, sampler.world_size)

@@ -8,14 +8,12 @@ of an epoch needs; only the newest is kept.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipfast.data.loader import Rejected
 from clipfast.errors import UserError
 from clipfast.weights.checkpoint import read_checkpoint, save_checkpoint
 
@@ -45,6 +43,7 @@ class RunFolder:
                 f"--name: {self.path} already holds a run; expected a new name, or --resume latest "
                 "to go on with it"
             )
+        self.quarantine = self.path / "quarantine.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.states = self.path / "state"
         self.tensorboard = self.path / "tensorboard"
@@ -58,18 +57,6 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         lines = [f"{name}: {value}\n" for name, value in sorted(vars(args).items())]
         (self.path / "params.txt").write_text("".join(lines))
-
-    def quarantine(self, rejected: Rejected) -> None:
-        """Lists a sample that was replaced."""
-        sample = rejected.sample
-        entry = {
-            "shard": str(sample.shard),
-            "offset": sample.offset,
-            "key": sample.key,
-            "reason": rejected.reason,
-        }
-        with open(self.path / "quarantine.jsonl", "a") as file:
-            file.write(json.dumps(entry) + "\n")
 
     def save_epoch(self, epochs_done: int, state: dict[str, Any], file_name: str) -> None:
         content = {"epoch": epochs_done, "name": self.path.name} | state

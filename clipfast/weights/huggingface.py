@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.data.tokenizer import END_ID, START_ID
+from clipfast.data.text.tokenizer import END_ID, START_ID
 from clipfast.errors import UserError
 from clipfast.models.config import ModelConfig, ResNetConfig, TextConfig, ViTConfig
 

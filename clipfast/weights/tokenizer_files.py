@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clipfast.data.tokenizer import END_ID, START_ID, merges_file_if_installed, read_vocabulary
+from clipfast.data.text.tokenizer import END_ID, START_ID, merges_file_if_installed, read_vocabulary
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

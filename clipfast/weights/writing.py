@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipfast.data.normalize import CLIP_MEAN, CLIP_STD
+from clipfast.data.images.normalize import CLIP_MEAN, CLIP_STD
 from clipfast.errors import UserError
 from clipfast.models.config import ConvConfig, ModelConfig
 from clipfast.weights.architecture import open_clip_json

@@ -2,18 +2,16 @@
 
 import os
 import struct
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from loading import loader_of, tar_samples
 
-from clipfast import tokenize
-from clipfast.data import loader as loader_module
 from clipfast.data.feature_cache import FeatureCache, fingerprint
-from clipfast.data.loader import Loader
-from clipfast.data.sampler import Sampler
-from clipfast.data.shards import ShardSet, ShardWriter
+from clipfast.data.images.native import NativeDecoder
+from clipfast.data.loader import Caches
+from clipfast.data.sources.shard_writer import ShardWriter
 from clipfast.errors import UserError
 
 
@@ -125,45 +123,41 @@ def test_fingerprints_tell_weights_and_descriptions_apart():
 
 
 @pytest.fixture
-def decodes(monkeypatch):
-    """How many images were decoded."""
-    count = []
-    original = loader_module.eval_pixels
-    monkeypatch.setattr(loader_module, "eval_pixels", lambda *a: count.append(1) or original(*a))
-    return count
+def decoded(monkeypatch):
+    """How many images each call of the decoder had."""
+    counts = []
+    original = NativeDecoder.__call__
+
+    def call(self, encoded, randoms):
+        counts.append(len(encoded))
+        return original(self, encoded, randoms)
+
+    monkeypatch.setattr(NativeDecoder, "__call__", call)
+    return counts
 
 
-def loader_of(shards, **caches):
-    return Loader(
-        shards,
-        Sampler.of(len(shards), 8, 1, seed=0),
-        image_size=32,
-        tokenize=partial(tokenize, context_length=16, packed=True),
-        crop=None,
-        workers=0,
-        on_rejected=lambda rejected: None,
-        **caches,
-    )
+def cached_loader(samples, folder, **caches):
+    return loader_of(samples, folder, workers=0, augment=False, caches=Caches(**caches))
 
 
-def test_only_what_the_cache_lacks_is_decoded(digit_shards, tmp_path, decodes):
-    shards = digit_shards.samples("train")
-    cache = cache_in(tmp_path, len(shards))
-    loader = loader_of(shards, image_cache=cache)
+def test_only_what_the_cache_lacks_is_decoded(digit_shards, tmp_path, decoded):
+    samples = digit_shards.samples("train")
+    cache = cache_in(tmp_path, len(samples))
+    loader = cached_loader(samples, tmp_path, image=cache)
     batch = loader.batch(0, 0)
-    assert (len(decodes), batch.image_found.missing.tolist()) == (8, list(range(8)))
+    assert (sum(decoded), batch.image_found.missing.tolist()) == (8, list(range(8)))
     features = torch.arange(16.0).reshape(8, 2)
     cache.put(batch.numbers[2:], features[2:])
     batch = loader.batch(0, 0)
-    assert (len(decodes), len(batch.images), len(batch.text.cu_seqlens)) == (10, 2, 9)
+    assert (sum(decoded), len(batch.images), len(batch.text.cu_seqlens)) == (10, 2, 9)
     assert batch.image_found.missing.tolist() == [0, 1]
     assert torch.equal(batch.image_found.completed(features[:2]), features)
 
 
 def test_captions_that_the_cache_has_are_not_tokenized(digit_shards, tmp_path):
-    shards = digit_shards.samples("train")
-    cache = cache_in(tmp_path, len(shards))
-    loader = loader_of(shards, text_cache=cache)
+    samples = digit_shards.samples("train")
+    cache = cache_in(tmp_path, len(samples))
+    loader = cached_loader(samples, tmp_path, text=cache)
     batch = loader.batch(0, 0)
     cache.put(batch.numbers[1:], torch.ones(7, 2))
     again = loader.batch(0, 0)
@@ -178,11 +172,11 @@ def test_a_substitute_has_its_own_row(digit_shards, tmp_path):
     good = digit_shards.samples("train")
     with ShardWriter(tmp_path / "shards", "x", samples_per_shard=100) as writer:
         for number in range(7):
-            writer.write(good.read(number).image, good.read(number).caption.decode())
+            writer.write(good.read(number).image, good.read(number).captions[0].decode())
         writer.write(b"broken", "a caption")
-    shards = ShardSet(writer.shards)
-    cache = cache_in(tmp_path / "cache", len(shards))
-    loader = loader_of(shards, image_cache=cache)
+    samples = tar_samples(writer.shards[0])
+    cache = cache_in(tmp_path / "cache", len(samples))
+    loader = cached_loader(samples, tmp_path, image=cache)
     batch = loader.batch(0, 0)
     assert 7 not in batch.numbers
     cache.put(batch.numbers, torch.from_numpy(batch.numbers).float()[:, None])

@@ -37,7 +37,7 @@ def test_captions_name_digit_ink_and_background(digit_shards):
     samples, labels = digit_shards.samples("train"), digit_shards.labels("train")
     captions = set()
     for row, label in enumerate(labels):
-        caption = samples.read(row).caption.decode()
+        caption = samples.read(row).captions[0].decode()
         captions.add(caption)
         words = caption.replace(",", "").split()
         assert DIGIT_WORDS[label.digit] in words or str(label.digit) in words

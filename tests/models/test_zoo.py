@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipfast import create_model, tokenize
-from clipfast.data.tokenizers import tokenizer_for
+from clipfast.data.text.tokenizers import tokenizer_for
 from clipfast.errors import UserError
 from clipfast.models.clip import TwoTowers
 from clipfast.models.factory import image_size

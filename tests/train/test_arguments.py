@@ -16,7 +16,10 @@ def test_defaults_equal_open_clips(model, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
     theirs = vars(open_clip_params.parse_args([*SHARDS, "--model", model]))
     ours = vars(parse_args([*SHARDS, "--model", model]))
-    own = {"amp_on_cpu", "backend", "cache_locked_features", "save_every_steps"}
+    own = {
+        *("amp_on_cpu", "backend", "cache_locked_features", "save_every_steps"),
+        *("caption_key", "data_cache", "data_cache_gb", "decoder", "fast_jpeg", "max_unusable"),
+    }
     for name in ours.keys() - own:
         assert ours[name] == theirs[name], name
         assert type(ours[name]) is type(theirs[name]), name
@@ -33,18 +36,26 @@ def test_defaults_equal_open_clips(model, monkeypatch):
         (["--workers", "-2"], "--workers: expected at least 0; got -2"),
         (["--log-every-n-steps", "0"], "--log-every-n-steps: expected at least 1; got 0"),
         (["--aug-cfg", "scale=(0.9, 1.5)"], r"--aug-cfg: scale: expected 0 < low"),
-        (["--aug-cfg", "color_jitter=0.4"], r"--aug-cfg: expected scale=.*; got color_jitter"),
+        (["--aug-cfg", "colour=0.4"], r"--aug-cfg: expected .*; got colour"),
         (["--aug-cfg", "scale={[]:1}"], r"--aug-cfg: scale: expected 0 < low"),
         (["--image-std", "1", "0", "1"], r"--image-std: expected three positive numbers"),
         (["--image-mean", "nan", "0", "0"], r"--image-mean: expected three finite numbers"),
         (["--seed", "99999999999999999999"], r"--seed: expected 0 to 2\^32 - 1"),
         (["--resume", "latest"], "--resume latest: expected --name"),
+        (["--max-unusable", "2"], "--max-unusable: expected 0 ≤ share ≤ 1; got 2.0"),
+        (["--data-cache-gb", "0"], "--data-cache-gb: expected a positive number; got 0.0"),
         (["--report-to", "wandb"], "--report-to: expected tensorboard; got 'wandb'"),
     ],
 )
 def test_a_value_out_of_range_is_named(flags, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_args([*SHARDS, *flags])
+
+
+def test_the_training_data_is_asked_for_unless_it_is_synthetic():
+    with pytest.raises(UserError, match="--train-data: expected the training data; got none"):
+        parse_args([])
+    assert parse_args(["--dataset-type", "synthetic"]).train_data is None
 
 
 @pytest.mark.parametrize("flags", [["--no-such-flag"], ["--epochs", "many"], ["--batch", "3"]])

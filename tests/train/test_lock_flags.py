@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from clipfast.data import loader as loader_module
-from clipfast.data.shards import ShardWriter
+from clipfast.data.images.native import NativeDecoder
+from clipfast.data.sources.shard_writer import ShardWriter
 from clipfast.errors import UserError
 from clipfast.models.factory import create_model
 from clipfast.models.hf_text import HFTextTower
@@ -177,9 +177,12 @@ def work(monkeypatch):
 
         return call
 
-    for name in ("eval_pixels", "train_pixels"):
-        original = getattr(loader_module, name)
-        monkeypatch.setattr(loader_module, name, counted("decoded", original, lambda *_: 1))
+    decode = NativeDecoder.__call__
+    monkeypatch.setattr(
+        NativeDecoder,
+        "__call__",
+        counted("decoded", decode, lambda _, encoded, randoms: len(encoded)),
+    )
     embed = VisionTransformer.embed
     monkeypatch.setattr(VisionTransformer, "embed", counted("computed", embed, lambda _, x: len(x)))
     return counts
@@ -234,7 +237,7 @@ def others(digit_shards, tiny_model, tmp_path):
     pairs = digit_shards.samples("train")
     with ShardWriter(tmp_path, "reversed", samples_per_shard=len(pairs)) as writer:
         for number in reversed(range(len(pairs))):
-            writer.write(pairs.read(number).image, pairs.read(number).caption.decode())
+            writer.write(pairs.read(number).image, pairs.read(number).captions[0].decode())
     return {name: str(tmp_path / name) for name in ("weights.pt", "more_heads.json")} | {
         "reversed.tar": str(writer.shards[0])
     }

@@ -14,7 +14,7 @@ import open_clip
 import pytest
 import torch
 
-from clipfast.data.shards import ShardWriter
+from clipfast.data.sources.shard_writer import ShardWriter
 from clipfast.errors import UserError
 from clipfast.models.factory import create_model
 from clipfast.train import parse_args
@@ -166,7 +166,7 @@ def test_resuming_inside_an_epoch_with_another_batch_size_is_refused(flags):
 def test_resuming_inside_an_epoch_with_other_shards_is_refused(flags, digit_shards):
     state = run(flags, "--name", "a", "--save-every-steps", "5").folder.states / "step_10"
     other = str(digit_shards.folder / "test-000000.tar")
-    with pytest.raises(UserError, match="expected the shards that the state was saved under"):
+    with pytest.raises(UserError, match="expected the samples that the state was saved under"):
         run(flags, "--name", "b", "--resume", str(state), "--train-data", other)
 
 
@@ -183,14 +183,14 @@ def test_a_corrupt_sample_is_replaced_counted_and_listed_and_training_goes_on(
     good = digit_shards.samples("train")
     with ShardWriter(tmp_path / "faulty", "x", samples_per_shard=100) as writer:
         for number in range(31):
-            writer.write(good.read(number).image, good.read(number).caption.decode())
+            writer.write(good.read(number).image, good.read(number).captions[0].decode())
         writer.write(good.read(31).image[:300], "a truncated image")
     folder = run(flags, "--name", "a", "--train-data", str(writer.shards[0])).folder
     (entry,) = map(json.loads, (folder.path / "quarantine.jsonl").read_text().splitlines())
     assert entry["shard"] == str(writer.shards[0])
     assert entry["key"] == "000000031"
     assert entry["offset"] > 0
-    assert "image" in entry["reason"]
+    assert "truncated JPEG" in entry["reason"]
     assert "unusable samples replaced: 1, listed in quarantine.jsonl" in folder.log.read_text()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from clipfast.data.tokenizer import is_plain, mend
+from clipfast.data.text.tokenizer import is_plain, mend
 from clipfast.errors import UserError
 from clipfast.models.hf_loading import load_pretrained
 from clipfast.packed_text import PackedText, pack_ids

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipfast.adapters.patches import is_replaced
-from clipfast.data.hf_tokenizer import HFTokenizer
-from clipfast.data.tokenizer import tokenize
+from clipfast.data.text.hf_tokenizer import HFTokenizer
+from clipfast.data.text.tokenizer import tokenize
 from clipfast.models.clip import TwoTowers
 from clipfast.models.hf_text import HFTextTower
 from clipfast.packed_text import PackedText

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import transformers
 
 from clipfast import create_model, zero_shot_classifier
-from clipfast.data.hf_tokenizer import HFTokenizer
-from clipfast.data.tokenizers import tokenizer_for
+from clipfast.data.text.hf_tokenizer import HFTokenizer
+from clipfast.data.text.tokenizers import tokenizer_for
 from clipfast.errors import UserError
 from clipfast.packed_text import PackedText, pad_packed
 

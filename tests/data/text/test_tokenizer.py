@@ -9,8 +9,8 @@ import torch
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 
-from clipfast.data import tokenizer as subject  # noqa: E402
-from clipfast.data.tokenizer import Tokenizer, tokenize  # noqa: E402
+from clipfast.data.text import tokenizer as subject  # noqa: E402
+from clipfast.data.text.tokenizer import Tokenizer, tokenize  # noqa: E402
 from clipfast.errors import UserError  # noqa: E402
 
 START, END = 49406, 49407
