@@ -223,8 +223,8 @@ class _Step:
         slot.encoded = slot.caption = None
         if slot.attempts == _SUBSTITUTES:
             raise UserError(
-                f"data: expected mostly usable samples; {_SUBSTITUTES} drawn in a row were not, the "
-                f"last {place.key} in {place.shard}: {reason}"
+                f"data: expected mostly usable samples; {_SUBSTITUTES} drawn in a row were not, "
+                f"the last {place.key} in {place.shard}: {reason}"
             )
         slot.number = loader.sampler.substitute(self.epoch, slot.asked, slot.attempts)
 

@@ -60,8 +60,8 @@ class Quarantine:
             self._list(fault)
             if self.replaced > self.most * max(self._tried, _FEW):
                 raise UserError(
-                    f"data: expected at most {self.most:.2%} unusable samples (--max-unusable); got "
-                    f"{self.replaced:,} among {max(self._tried, self.replaced):,}, the last "
+                    f"data: expected at most {self.most:.2%} unusable samples (--max-unusable); "
+                    f"got {self.replaced:,} among {max(self._tried, self.replaced):,}, the last "
                     f"{fault.place.key} in {fault.place.shard}: {fault.reason}; {self.file} lists "
                     "them"
                 )

@@ -1,11 +1,11 @@
 """Which samples form step s of epoch e: a pure function of (seed, e, s), whatever reads them.
 
 The samples lie on a *line*. A small set is shuffled as a whole, and steps are cut from it. In a
-large one that would have every rank read everywhere at once, so the line is made of the shards in an
-order of the epoch's own and cut into *lanes* of equal length. A step takes the next few samples of
-every lane; a lane is shuffled inside windows of about a shard. Ranks share a step out by lanes: with
-another number of ranks the same samples form it, in the same order. Nothing that grows with the
-number of samples is held in memory.
+large one that would have every rank read everywhere at once, so the line is made of the shards in
+an order of the epoch's own and cut into *lanes* of equal length. A step takes the next few samples
+of every lane; a lane is shuffled inside windows of about a shard. Ranks share a step out by lanes:
+with another number of ranks the same samples form it, in the same order. Nothing that grows with
+the number of samples is held in memory.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class Sampler:
         counts, weights = self.shards
         assert weights is not None
         length = 1 if self.samples <= WHOLE else RUN
-        draws = mix((line // length).astype(np.uint64) ^ np.uint64(key_of(self.seed, epoch, _DRAWS)))
+        draws = mix(
+            (line // length).astype(np.uint64) ^ np.uint64(key_of(self.seed, epoch, _DRAWS))
+        )
         ends = np.cumsum(counts * weights)
         shard = np.searchsorted(ends, _unit(draws) * ends[-1], side="right")
         begin = (_unit(mix(draws)) * counts[shard]).astype(np.int64)
@@ -211,14 +213,13 @@ def _shuffle(
     places: NDArray[np.int64], sizes: NDArray[np.int64] | int, keys: U64 | int
 ) -> NDArray[np.int64]:
     shape = places.shape
-    sizes = np.broadcast_to(np.asarray(sizes, np.uint64), shape)
-    moved = permute(places.astype(np.uint64), sizes, np.broadcast_to(np.asarray(keys, np.uint64), shape))
-    return moved.astype(np.int64)
+    sizes_64, keys_64 = (np.broadcast_to(np.asarray(x, np.uint64), shape) for x in (sizes, keys))
+    return permute(places.astype(np.uint64), sizes_64, keys_64).astype(np.int64)
 
 
 def _unit(x: U64) -> NDArray[np.float64]:
     """Uniform in [0, 1)."""
-    return (x >> np.uint64(11)) * 2.0**-53
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def order_of(state: Mapping[str, Any]) -> Order:

@@ -23,7 +23,8 @@ def tar_samples(pattern):
 def loader_of(samples, folder, **changes):
     """Args:
     folder: for quarantine.jsonl.
-    changes: batch_size, seed, most (unusable samples), told (list of faults), and what `Loader` takes.
+    changes: batch_size, seed, most (unusable samples), told (a list of faults), and what `Loader`
+        takes.
     """
     told = changes.pop("told", [])
     batch_size, seed = changes.pop("batch_size", 8), changes.pop("seed", 0)
