@@ -207,8 +207,9 @@ class _Step:
         randoms = [slot.random for slot in slots if slot.random] if self.loader.augment else None
         encoded = [slot.encoded for slot in slots if slot.encoded is not None]
         pixels, faults = self.loader.decoder(encoded, randoms)
-        whole = [i for i in range(len(slots)) if i not in faults]
-        self.images[[slots[i].row for i in whole]] = pixels if not faults else pixels[whole]
+        for i, slot in enumerate(slots):
+            if i not in faults:
+                self.images[slot.row] = pixels[i]
         for i, reason in faults.items():
             self._replace(slots[i], slots[i].place, reason)
         for slot in slots:

@@ -9,36 +9,24 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from torch import Tensor
 
 from clipfast.data.images.augmentation import Augmentation, Box, Draw
 from clipfast.data.images.colour import recolour
-from clipfast.data.images.decode import (
-    crop_and_resize,
-    is_elongated,
-    is_plain,
-    resize_and_centre,
-    resized_size,
-)
+from clipfast.data.images.decode import is_elongated, is_plain, resized_size
 from clipfast.data.images.decoders import Decoded
-from clipfast.data.images.header import Header, read_header
-from clipfast.data.images.resize_plan import PASSES, Pass, plan
+from clipfast.data.images.native import Planned, decode_planned, look_at
+from clipfast.data.images.resize_plan import PASSES, plan
 from clipfast.data.sources.samples import UnusableError
-
-
-class _Image(NamedTuple):
-    row: int
-    encoded: bytes
-    header: Header
-    draw: Draw | None  # None shows it as evaluation does
 
 
 class DaliDecoder:
@@ -72,13 +60,7 @@ class DaliDecoder:
     def __call__(self, encoded: Sequence[bytes], randoms: Sequence[Random] | None) -> Decoded:
         shape = (len(encoded), self.size, self.size, 3)
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        faults: dict[int, str] = {}
-        images = []
-        for row, data in enumerate(encoded):
-            try:
-                images.append(self._look_at(row, data, randoms and randoms[row]))
-            except UnusableError as error:
-                faults[row] = str(error)
+        images, faults = look_at(encoded, randoms, self.augmentation)
         ours = [image for image in images if _is_for_dali(image)]
         rest = [image for image in images if not _is_for_dali(image)]
         native = self._natively.map(self._decode_natively, rest)
@@ -92,25 +74,16 @@ class DaliDecoder:
         unchanged = Draw(Box(0, 0, 0, 0))
         draws = {image.row: image.draw for image in images if image.row not in faults}
         recolour(pixels, [draws.get(row) or unchanged for row in range(len(encoded))])
-        return Decoded(pixels, faults)
+        return Decoded(pixels, dict(sorted(faults.items())))
 
-    def _look_at(self, row: int, encoded: bytes, random: Random | None) -> _Image:
-        header = read_header(encoded)
-        if random is None:
-            return _Image(row, encoded, header, None)
-        draw = self.augmentation.draw(header.height, header.width, random)
-        return _Image(row, encoded, header, draw)
-
-    def _decode_natively(self, image: _Image) -> Tensor | str:
+    def _decode_natively(self, image: Planned) -> Tensor | str:
         """(3, S, S) uint8, or why not."""
         try:
-            if image.draw is None:
-                return resize_and_centre(image.encoded, image.header, self.size)
-            return crop_and_resize(image.encoded, image.header, image.draw.box, self.size)
+            return decode_planned(image, self.size)
         except UnusableError as error:
             return str(error)
 
-    def _decode(self, images: list[_Image], pixels: Tensor, faults: dict[int, str]) -> None:
+    def _decode(self, images: list[Planned], pixels: Tensor, faults: dict[int, str]) -> None:
         """One bad image fails its whole batch, which halves find."""
         if not images:
             return
@@ -124,7 +97,7 @@ class DaliDecoder:
             self._decode(images[:half], pixels, faults)
             self._decode(images[half:], pixels, faults)
 
-    def _run(self, images: list[_Image]) -> Tensor:
+    def _run(self, images: list[Planned]) -> Tensor:
         """(B, 3, S, S) uint8."""
         inputs = _inputs(images, self.size)
         with self._running:
@@ -134,7 +107,7 @@ class DaliDecoder:
             return torch.from_dlpack(output.as_tensor()).clone().permute(0, 3, 1, 2)
 
 
-def _is_for_dali(image: _Image) -> bool:
+def _is_for_dali(image: Planned) -> bool:
     header = image.header
     return is_plain(header) and header.bits == 8 and not is_elongated(header)
 
@@ -144,7 +117,7 @@ def _reason(error: RuntimeError) -> str:
     return found.group(1) if found else str(error).splitlines()[0]
 
 
-def _inputs(images: list[_Image], size: int) -> dict[str, Any]:
+def _inputs(images: list[Planned], size: int) -> dict[str, Any]:
     """What the pipeline's inputs of those names get."""
     inputs: dict[str, list[Any]] = {
         "encoded": [np.frombuffer(image.encoded, np.uint8) for image in images]
@@ -171,7 +144,7 @@ def _pipeline(device: torch.device, threads: int, max_batch: int) -> Pipeline:
     options = {
         "batch_size": max_batch,
         "num_threads": threads,
-        "device_id": (device.index or 0) if on_gpu else None,
+        "device_id": _index(device) if on_gpu else None,
         "prefetch_queue_depth": 1,
         # The executor that still works after an image could not be decoded.
         "exec_dynamic": True,
@@ -179,11 +152,11 @@ def _pipeline(device: torch.device, threads: int, max_batch: int) -> Pipeline:
     pipeline = Pipeline(**options)
     with pipeline:
         image = fn.decoders.image_slice(
-            _input("encoded", types.UINT8, 1),
-            start=_input("anchor", types.INT32, 1),
-            shape=_input("extent", types.INT32, 1),
+            _input("encoded", DALIDataType.UINT8, 1),
+            start=_input("anchor", DALIDataType.INT32, 1),
+            shape=_input("extent", DALIDataType.INT32, 1),
             axes=(0, 1),
-            output_type=types.RGB,
+            output_type=DALIImageType.RGB,
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,
             device="mixed" if on_gpu else "cpu",
@@ -195,6 +168,10 @@ def _pipeline(device: torch.device, threads: int, max_batch: int) -> Pipeline:
     return pipeline
 
 
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def _resized(image: Any, name: str, axis: int, on_gpu: bool) -> Any:
     """One pass as Pillow makes it: at the borders it has fewer taps, and weighs them more.
 
@@ -203,25 +180,25 @@ def _resized(image: Any, name: str, axis: int, on_gpu: bool) -> Any:
     """
     padded = fn.slice(
         image,
-        start=_input(f"{name}_anchor", types.INT32, 1),
-        shape=_input(f"{name}_extent", types.INT32, 1),
+        start=_input(f"{name}_anchor", DALIDataType.INT32, 1),
+        shape=_input(f"{name}_extent", DALIDataType.INT32, 1),
         axes=[axis],
         out_of_bounds_policy="pad",
         fill_values=0,
     )
     resized = fn.resize(
         padded,
-        roi_start=_input(f"{name}_start", types.FLOAT, 1),
-        roi_end=_input(f"{name}_end", types.FLOAT, 1),
+        roi_start=_input(f"{name}_start", DALIDataType.FLOAT, 1),
+        roi_end=_input(f"{name}_end", DALIDataType.FLOAT, 1),
         mode="stretch",
-        interp_type=types.INTERP_CUBIC,
+        interp_type=DALIInterpType.INTERP_CUBIC,
         antialias=True,
-        dtype=types.FLOAT,
-        **{f"resize_{'yx'[axis]}": _input(f"{name}_size", types.FLOAT, 0)},
+        dtype=DALIDataType.FLOAT,
+        **{f"resize_{'yx'[axis]}": _input(f"{name}_size", DALIDataType.FLOAT, 0)},
     )
-    gain = _input(f"{name}_gain", types.FLOAT, 3)
-    return fn.cast(resized * (gain.gpu() if on_gpu else gain), dtype=types.UINT8)
+    gain = _input(f"{name}_gain", DALIDataType.FLOAT, 3)
+    return fn.cast(resized * (gain.gpu() if on_gpu else gain), dtype=DALIDataType.UINT8)
 
 
-def _input(name: str, dtype: types.DALIDataType, dimensions: int) -> Any:
+def _input(name: str, dtype: DALIDataType, dimensions: int) -> Any:
     return fn.external_source(name=name, dtype=dtype, ndim=dimensions, batch=True)

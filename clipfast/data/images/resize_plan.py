@@ -26,7 +26,7 @@ class Pass(NamedTuple):
         extent: (1,) int32, its length along the axis.
         start, end: (2,) float32, the region of the padded image that is resized.
         size: () float32, the region's length afterwards.
-        gain: (size, 1, 1) or (1, size, 1) float32, 1 over the share of the weights inside the image.
+        gain: (size, 1, 1) or (1, size, 1) float32, 1 over the weights' share inside the image.
     """
 
     anchor: NDArray[np.int32]

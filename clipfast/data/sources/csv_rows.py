@@ -147,17 +147,24 @@ def convert(rows: CsvRows, image: int, caption: int) -> Iterator[Progressing]:
         if index is None:
             # As in pandas: what the first row has more than the header names comes first.
             index = max(0, len(block[0]) - width)
-        paths: list[bytes | None] = []
-        captions: list[bytes] = []
-        for row in block:
-            if len(row) > width + index:
-                paths.append(None)
-                captions.append(f"expected {width + index} fields; got {len(row)}".encode())
-                continue
-            # As in pandas, cells at the end may be left out.
-            row += [""] * (width + index - len(row))
-            paths.append(as_bytes(row[image + index]))
-            captions.append(as_bytes(row[caption + index]))
-        ends = pa.array(np.arange(len(block) + 1, dtype=np.int32))
-        lists = pa.ListArray.from_arrays(ends, pa.array(captions, pa.binary()))
-        yield Progressing(row_batch(pa.array(paths, pa.binary()), lists), rows.done)
+            width, image, caption = width + index, image + index, caption + index
+        fitted = [row if len(row) == width else _fit(row, width, image) for row in block]
+        ends = pa.array(np.arange(len(fitted) + 1, dtype=np.int32))
+        captions = pa.ListArray.from_arrays(ends, _binary([row[caption] for row in fitted]))
+        yield Progressing(row_batch(_binary([row[image] for row in fitted]), captions), rows.done)
+
+
+def _fit(row: list[str], width: int, image: int) -> list[str | None]:
+    """As in pandas, cells at the end may be left out; more of them than names cannot be used."""
+    if len(row) < width:
+        return [*row, *[""] * (width - len(row))]
+    unusable: list[str | None] = [f"expected {width} fields; got {len(row)}"] * width
+    unusable[image] = None
+    return unusable
+
+
+def _binary(cells: list[str | None]) -> pa.Array:
+    try:
+        return pa.array(cells, pa.string()).cast(pa.binary())
+    except UnicodeEncodeError:
+        return pa.array([None if c is None else as_bytes(c) for c in cells], pa.binary())

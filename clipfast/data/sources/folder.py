@@ -58,12 +58,9 @@ class FolderSource:
         self._pairs = pairs.finished()
         self.counts = blocks(len(self._pairs))
         if not len(self._pairs):
-            first = f", first {self._faults[0].place.key}: {self._faults[0].reason}"
             raise UserError(
                 f"folder {path}: expected images (.jpg, .png, .jpeg, .webp) with captions beside "
-                "them (.txt, .json) or in a metadata.csv or metadata.jsonl; got none"
-                + (f", and {len(self._faults) + self._unlisted} that cannot be used" + first)
-                * bool(self._faults)
+                f"them (.txt, .json) or in a metadata.csv or metadata.jsonl; got none{self._why()}"
             )
 
     @cached_property
@@ -100,6 +97,12 @@ class FolderSource:
         if self._unlisted:
             place = Place(self.name, -1, "")
             yield Fault(place, f"{self._unlisted:,} more files of the folder cannot be used")
+
+    def _why(self) -> str:
+        if not self._faults:
+            return ""
+        count, first = len(self._faults) + self._unlisted, self._faults[0]
+        return f", and {count:,} that cannot be used, first {first.place.key}: {first.reason}"
 
     def _place(self, number: int, path: bytes) -> Place:
         return Place(self.name, number, path.decode("utf-8", "replace"))

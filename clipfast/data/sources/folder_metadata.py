@@ -67,9 +67,7 @@ def _csv_rows(name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def _json_rows(name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines):
-                if not line.strip():
-                    continue
+            for number, line in enumerate(line for line in lines if line.strip()):
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):

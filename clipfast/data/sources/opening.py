@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from clipfast.errors import UserError
 
 DATASET_TYPES = ("webdataset", "csv", "parquet", "folder", "hf", "synthetic")
 _SYNTHETIC_SIDE = 224
+# Of tables; tars are read at any place, which a compressed one cannot be.
+_COMPRESSED = re.compile(r"(?<=.[ct]sv)\.(gz|bz2|xz|zip|zst)$")
 _IMAGE_COLUMN, _CAPTION_COLUMN = "filepath", "title"
 
 
@@ -106,7 +109,11 @@ def _factors(factors: str | None, sources: int, *, resampled: bool) -> list[floa
         weights = [float(factor) for factor in factors.split("::")]
     except ValueError:
         raise UserError(f"{flag}: expected numbers joined by ::; got {factors!r}") from None
-    if len(weights) != sources or not all(0 <= w < float("inf") for w in weights) or not any(weights):
+    if (
+        len(weights) != sources
+        or not all(0 <= w < float("inf") for w in weights)
+        or not any(weights)
+    ):
         raise UserError(
             f"{flag}: expected {sources} numbers, one for each source, from 0 on and not all 0; "
             f"got {factors!r}"
@@ -151,7 +158,7 @@ def _opener(args: argparse.Namespace, name: str) -> _Open:
 
 def _kind_of(name: str) -> str:
     """By the ending, or by what the folder holds."""
-    ending = name.rstrip("}").rpartition(".")[2].lower()
+    ending = _COMPRESSED.sub("", name.lower()).rpartition(".")[2]
     for kind, endings in (
         ("webdataset", ("tar",)),
         ("csv", ("csv", "tsv")),

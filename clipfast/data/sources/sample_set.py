@@ -66,11 +66,7 @@ class SampleSet:
     def describe(self) -> Iterator[str]:
         """Lines of the log."""
         for source in self.sources:
-            shards = len(source.counts)
-            yield (
-                f"data: {int(source.counts.sum()):,} pairs in {source.name}"
-                + f", {shards:,} shards" * (shards > 1)
-            )
+            yield f"data: {int(source.counts.sum()):,} pairs in {source.name}"
 
     def _find(self, number: int) -> tuple[Source, int]:
         at = int(np.searchsorted(self._first, number, side="right")) - 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,18 +148,37 @@ def _open_parquet(
 ) -> Table:
     shown = redacted(name)
     try:
-        with storage.open(name) as file, pq.ParquetFile(file) as parquet:
-            columns = find_columns(parquet.schema_arrow, image_key, caption_key, shown)
-            if columns.embedded:
-                return ImageTable(name, columns, parquet.metadata, storage, groups)
+        metadata = _footer(name, storage)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"table {shown}: expected a whole parquet file; got one that is truncated or no "
             f"parquet file ({_first_line(error)})"
         ) from None
+    columns = find_columns(metadata.schema.to_arrow_schema(), image_key, caption_key, shown)
+    if columns.embedded:
+        return ImageTable(name, columns, metadata, storage, groups)
     about = {"image": columns.image, "caption": columns.caption}
     rows = _keep(name, storage, about, lambda: _convert_paths(name, storage, columns))
     return PathTable(name, rows)
+
+
+def _footer(name: str, storage: Storage) -> pq.FileMetaData:
+    """A file's metadata. A remote file's is kept, so that a later start need not fetch the file."""
+    if not is_remote(name):
+        return pq.read_metadata(storage.local(name))
+    kept = _in_cache(f"{name}\n{storage.identity(name)}", storage, ".clipfast-footer")
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return pq.read_metadata(kept)
+    with storage.open(name) as file:
+        metadata = pq.read_metadata(file)
+    partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:12]}.partial")
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        metadata.write_metadata_file(str(partial))
+        os.replace(partial, kept)
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+    return metadata
 
 
 def _convert_paths(name: str, storage: Storage, columns: Columns) -> Iterator[Progressing]:
@@ -186,14 +207,17 @@ def _keep(
     """Beside the table, or in the cache where that cannot be."""
     identity = storage.identity(path)
     whole = path if is_remote(path) else os.path.abspath(path)
-    digest = hashlib.sha256(os.fsencode(whole))
-    cached = storage.folder / "rows" / f"{digest.hexdigest()[:24]}{_SUFFIX}"
-    places = [cached]
+    places = [_in_cache(whole, storage, _SUFFIX)]
     if not is_remote(path):
         local = storage.local(path)
         places.insert(0, local.with_name(local.name + _SUFFIX))
     about = about | {"bytes": identity.bytes, "stamp": identity.stamp}
     return keep_rows(places, about, convert, table=redacted(path), table_bytes=identity.bytes)
+
+
+def _in_cache(name: str, storage: Storage, suffix: str) -> Path:
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return storage.folder / "rows" / f"{digest[:24]}{suffix}"
 
 
 def _first_line(error: Exception) -> str:

@@ -5,8 +5,8 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import PHOTO, as_tensor
+from PIL import Image
 from torchvision.transforms import functional as F
 
 from clipfast.data.images.augmentation import Augmentation, Box, Draw

@@ -12,7 +12,7 @@ from clipfast.data.images.native import NativeDecoder
 
 pytest.importorskip("nvidia.dali")
 
-from clipfast.data.images.dali import DaliDecoder  # noqa: E402, needs the package
+from clipfast.data.images.dali import DaliDecoder
 
 
 def dali(size=SIZE, augmentation=CROP):

@@ -5,8 +5,8 @@ import struct
 import zlib
 
 import pytest
-from PIL import Image
 from pictures import PICTURES, SMALL, encoded
+from PIL import Image
 
 from clipfast.data.images.header import read_header
 from clipfast.data.sources.samples import UnusableError

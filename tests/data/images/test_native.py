@@ -7,7 +7,6 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import (
     CROP,
     PHOTO,
@@ -20,6 +19,7 @@ from pictures import (
     encoded,
     open_clip_eval_pixels,
 )
+from PIL import Image
 from torchvision.transforms import functional as pil_transforms
 
 from clipfast.data.images.augmentation import Augmentation

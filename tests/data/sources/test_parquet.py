@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,7 +216,7 @@ def test_images_by_url_in_files_by_url(here, storage):
 
     files = fsspec.filesystem("memory")
     local = write(here / "t.parquet", {"image": IMAGES, "text": TEXTS})
-    files.pipe("/parquet/t.parquet", open(local, "rb").read())
+    files.pipe("/parquet/t.parquet", Path(local).read_bytes())
     source = ParquetSource("memory://parquet/t.parquet", storage)
     assert all_of(source)[0] == IMAGES
     # Fetched whole, so read whole.
@@ -225,6 +226,20 @@ def test_images_by_url_in_files_by_url(here, storage):
     source = ParquetSource(write(here / "u.parquet", {"url": urls, "text": TEXTS[:2]}), storage)
     assert source.read(0).image == b"remote"
     assert "gone.jpg" in reason(source, 1)
+
+
+def test_opening_a_file_by_url_again_does_not_fetch_it(here, storage):
+    import fsspec
+
+    local = write(here / "t.parquet", {"image": IMAGES, "text": TEXTS})
+    fsspec.filesystem("memory").pipe("/again/t.parquet", Path(local).read_bytes())
+    first = ParquetSource("memory://again/t.parquet", storage)
+    for file in (here / "cache" / "files").iterdir():
+        file.unlink()
+    second = ParquetSource("memory://again/t.parquet", storage)
+    assert second.fingerprint == first.fingerprint
+    assert not list((here / "cache" / "files").iterdir())
+    assert second.read(6).image == IMAGES[6]
 
 
 def test_row_groups_are_read_once_for_many_threads_and_leave_when_the_room_is_full(here, storage):
