@@ -82,6 +82,21 @@ def _convert(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _shards(arguments: Sequence[str]) -> int:
+    from clipfast.shard_tools.command import shards
+
+    return shards(arguments)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="clipfast bench", description="Measurements.")
+    parser.add_argument("what", choices=["feed"], help="feed: how fast data comes in")
+    parser.parse_args(arguments[:1])
+    from clipfast_bench.feed import feed
+
+    return feed(arguments[1:])
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from clipfast.doctor import doctor
 
@@ -92,5 +107,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (_demo, "make handwriting data, train a small CLIP on it, test it zero-shot"),
     "train": (_train, "train a model, with open_clip's flags"),
     "convert": (_convert, "weights between OpenAI's, open_clip's and Hugging Face's forms"),
+    "shards": (_shards, "make, check, shrink and describe shards of training data"),
+    "bench": (_bench, "measure on this machine: `feed` times your own data's way to the model"),
     "doctor": (_doctor, "what this machine has, and which backend serves which operation"),
 }

@@ -64,6 +64,10 @@ def decode(encoded: bytes, header: Header, reduction: int = 1) -> Tensor:
     """
     if reduction > 1:
         return _decode_reduced(encoded, header, reduction)
+    if header.format == "PNG":
+        # One wrong byte crashes torchvision 0.29, and with it the process.
+        with opened(encoded, header) as png:
+            return _as_tensor(png).permute(1, 2, 0)
     try:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         image = decode_image(data, mode=ImageReadMode.RGB)
@@ -75,8 +79,6 @@ def decode(encoded: bytes, header: Header, reduction: int = 1) -> Tensor:
             f"damaged {header.format}: its header says {header.width} × {header.height}, its data "
             f"{image.shape[2]} × {image.shape[1]}"
         )
-    if image.dtype == torch.uint16:
-        image = (image.float() / 257).round().to(torch.uint8)
     return image.permute(1, 2, 0)
 
 
@@ -93,7 +95,7 @@ def crop_and_resize(
     """
     if not is_plain(header):
         left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
-        with _opened(encoded, header) as image:
+        with opened(encoded, header) as image:
             part = image.crop((left, top, right, bottom))
             return _as_tensor(part.resize((size, size), Image.Resampling.BICUBIC))
     n = _reduction(header, box.height, box.width, size) if fast else 1
@@ -117,10 +119,10 @@ def resize_and_centre(encoded: bytes, header: Header, size: int, *, fast: bool =
     if is_elongated(header):
         y, x = height / tall, width / wide
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        with _opened(encoded, header) as image:
+        with opened(encoded, header) as image:
             return _as_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box))
     if not is_plain(header):
-        with _opened(encoded, header) as image:
+        with opened(encoded, header) as image:
             whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
             return _as_tensor(whole.crop((left, top, left + size, top + size)))
     n = _reduction(header, height, width, size) if fast else 1
@@ -160,19 +162,32 @@ def _reduction(header: Header, height: int, width: int, size: int) -> int:
 
 
 def _decode_reduced(encoded: bytes, header: Header, reduction: int) -> Tensor:
-    with _opened(encoded, header) as image:
+    with opened(encoded, header) as image:
         image.draft(None, (header.width // reduction, header.height // reduction))
         return _as_tensor(image).permute(1, 2, 0)
 
 
 @contextmanager
-def _opened(encoded: bytes, header: Header) -> Iterator[Image.Image]:
-    """By Pillow, which reads the pixels only where they are used."""
+def opened(encoded: bytes, header: Header) -> Iterator[Image.Image]:
+    """By Pillow, which reads the pixels only where they are used; 16 bits of grey scaled to 8.
+
+    Raises:
+        UnusableError: damaged, then or while it is used.
+    """
+    formats = [header.format.upper()]
     try:
-        with Image.open(io.BytesIO(encoded), formats=[header.format.upper()]) as image:
-            yield image
+        if header.format == "PNG":
+            with Image.open(io.BytesIO(encoded), formats=formats) as image:
+                image.verify()  # its checksums, which reading pixels does not
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            yield _of_8_bits(image) if image.mode.startswith("I;16") else image
     except Exception as error:  # its parsers let through whatever they stumble over
-        raise UnusableError(f"damaged {header.format}: {error}") from None
+        what = str(error).partition(" <")[0]  # of an object in memory
+        raise UnusableError(f"damaged {header.format}: {what}") from None
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8))
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

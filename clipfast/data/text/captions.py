@@ -32,13 +32,22 @@ class CaptionReader:
         Raises:
             UnusableError: there is none, or it is no text.
         """
+        usable = self.all(captions)
+        if random is None or len(usable) == 1:
+            return usable[0]
+        return usable[random.randrange(len(usable))]
+
+    def all(self, captions: Sequence[bytes]) -> list[str]:
+        """Those that are chosen from.
+
+        Raises:
+            UnusableError: there is none, or one is no text.
+        """
         found = [text for encoded in captions for text in self._texts(encoded)]
         usable = [text for text in found if text.strip()]
         if not usable:
             raise UnusableError("empty caption" if found else "no caption")
-        if random is None or len(usable) == 1:
-            return usable[0]
-        return usable[random.randrange(len(usable))]
+        return usable
 
     def _texts(self, encoded: bytes) -> list[str]:
         try:

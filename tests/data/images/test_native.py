@@ -138,3 +138,11 @@ def test_normalisation_is_that_of_torchvision():
 def test_the_reference_of_these_tests_sees_a_shift_of_one_pixel():
     shifted = as_tensor(SMALL.resize((SIZE, SIZE))).roll(1, 2)
     assert difference(shifted, as_tensor(SMALL.resize((SIZE, SIZE)))) > 2
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_png_with_one_wrong_byte_is_a_fault_and_not_a_crash(place):
+    damaged = bytearray(encoded(PHOTO.resize((160, 107)), "PNG"))
+    damaged[int(place * len(damaged))] ^= 0xFF
+    _, faults = NativeDecoder(32, Augmentation())([bytes(damaged)], None)
+    assert "damaged PNG" in faults[0]
