@@ -11,10 +11,10 @@ from clipfast.data.sources.folder import FolderSource
 from clipfast.data.sources.hf_dataset import HFDatasetSource
 from clipfast.data.sources.sample_set import SampleSet
 from clipfast.data.sources.samples import Source
+from clipfast.data.sources.shard_names import split_sources
 from clipfast.data.sources.storage import Storage, is_remote
 from clipfast.data.sources.synthetic import SyntheticSource
 from clipfast.data.sources.tables import CsvSource, ParquetSource
-from clipfast.data.sources.shard_names import split_sources
 from clipfast.data.sources.tar_source import TarSource
 from clipfast.errors import UserError
 

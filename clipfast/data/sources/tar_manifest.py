@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -62,9 +62,11 @@ def survey(shards: Sequence[str], indexes: Indexes) -> list[Known]:
         folders[_folder(shard)].append(i)
     known: list[Known | None] = [None] * len(shards)
     for folder, numbers in folders.items():
-        listed = list(_listed(folder, indexes))
-        for i in numbers:
-            known[i] = _known(listed, shards[i], identities[i])
+        for manifest in _listed(folder, indexes):
+            for i in numbers:
+                known[i] = known[i] or _known(manifest, shards[i], identities[i])
+            if all(known[i] for i in numbers):
+                break
     missing = {i for i, entry in enumerate(known) if entry is None}
 
     def index(i: int) -> None:
@@ -139,15 +141,14 @@ class _Manifest(NamedTuple):
     any_stamp: bool
 
 
-def _known(manifests: Iterable[_Manifest], shard: str, identity: Identity) -> Known | None:
-    for entries, any_stamp in manifests:
-        try:
-            entry = entries[base_name(shard)]
-            same = entry["bytes"] == identity.bytes
-            if same and (any_stamp or entry["stamp"] == identity.stamp):
-                return Known(identity, *(int(entry[field]) for field in Known._fields[1:]))
-        except (LookupError, TypeError, ValueError):
-            continue
+def _known(manifest: _Manifest, shard: str, identity: Identity) -> Known | None:
+    try:
+        entry = manifest.entries[base_name(shard)]
+        same = entry["bytes"] == identity.bytes
+        if same and (manifest.any_stamp or entry["stamp"] == identity.stamp):
+            return Known(identity, *(int(entry[field]) for field in Known._fields[1:]))
+    except (LookupError, TypeError, ValueError):
+        pass
     return None
 
 
