@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
+from functools import cache
 
 _MAY_BE_ENTITY = re.compile(r"&[^ ]")
 
@@ -30,14 +32,17 @@ def _is_plain(text: str) -> bool:
     """
     bare = text.strip()
     return (
-        text.isascii()
-        and bare.isprintable()
-        and not ("&" in bare and _MAY_BE_ENTITY.search(bare))
+        text.isascii() and bare.isprintable() and not ("&" in bare and _MAY_BE_ENTITY.search(bare))
     )
 
 
 def _mend(text: str) -> str:
     """Without mis-decoded characters and HTML entities; white space may differ."""
-    from clipfast.data.text.mending import fix_text  # only here, since plain captions never need it
+    return html.unescape(html.unescape(_fix_text()(text)))
 
-    return html.unescape(html.unescape(fix_text(text)))
+
+@cache
+def _fix_text() -> Callable[[str], str]:
+    from clipfast.data.text.mending import fix_text  # loads ftfy, which plain captions never need
+
+    return fix_text

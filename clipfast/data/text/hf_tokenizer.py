@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from clipfast.data.text.tokenizer import is_plain, mend
+from clipfast.data.text.cleaning import single_spaced
 from clipfast.errors import UserError
 from clipfast.models.hf_loading import load_pretrained
 from clipfast.packed_text import PackedText, pack_ids
@@ -43,7 +43,7 @@ class HFTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> PackedText:
         """B captions -> ids from start to end token."""
-        cleaned = [_clean(caption) for caption in captions]
+        cleaned = [single_spaced(caption) for caption in captions]
         if not cleaned:
             return pack_ids([])
         with self._lock:
@@ -56,8 +56,3 @@ class HFTokenizer:
             ).input_ids
         out = self._left_out
         return pack_ids([[i for i in row if i != out] if out in row else row for row in rows])
-
-
-def _clean(caption: str) -> str:
-    """White space to single spaces, after mending; case stays."""
-    return " ".join((caption if is_plain(caption) else mend(caption)).split())

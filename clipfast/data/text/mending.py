@@ -11,7 +11,13 @@ import unicodedata
 
 import ftfy
 from ftfy.badness import MOJIBAKE_CATEGORIES, is_bad
-from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
+from ftfy.chardata import (
+    CONTROL_CHARS,
+    DOUBLE_QUOTE_RE,
+    LIGATURES,
+    SINGLE_QUOTE_RE,
+    WIDTH_MAP,
+)
 from ftfy.fixes import uncurl_quotes, unescape_html
 
 # ftfy takes a text for mis-decoded if it has some of these characters in certain places. No other
@@ -24,13 +30,12 @@ _NOISY = "".join(
     )
 )
 # "Ù" and "Ђ" are in categories with what is common; "â" to "ó" follow "‚", which is noisy.
-_NOISY += "ÙЂ"
-_MAY_BE_BAD = re.compile(
-    rf"[\x80-\x9fŒœÃÂ]|[{_NOISY}][^\x00-\x7f]|[^\x00-\x7f][{_NOISY}]",
-)
+_NOISY += "°ÙЂ"
+_MAY_BE_BAD = re.compile(rf"[\x80-\x9fŒœÃÂ]|[{_NOISY}][^\x00-\x7f]|[^\x00-\x7f][{_NOISY}]")
 # What the fixes change by themselves, but for quotes and line breaks.
 _CHANGED = "".join(map(chr, {**CONTROL_CHARS, **LIGATURES, **WIDTH_MAP}))
 _CHANGES = re.compile(f"[{re.escape(_CHANGED)}\x85\u2028\u2029\ud800-\udfff]")
+_QUOTES = re.compile(f"{SINGLE_QUOTE_RE.pattern}|{DOUBLE_QUOTE_RE.pattern}")
 # ftfy cuts longer lines in pieces.
 _LONGEST_LINE = 1_000_000
 
@@ -67,6 +72,7 @@ def _fix_line(line: str, unescape: bool) -> str | None:
         if _CHANGES.search(line) or (_MAY_BE_BAD.search(line) and is_bad(line)):
             return None
         if not line.isascii():
-            line = unicodedata.normalize("NFC", uncurl_quotes(line))
+            quotes = _QUOTES.search(line)
+            line = unicodedata.normalize("NFC", uncurl_quotes(line) if quotes else line)
         if line == before:
             return line

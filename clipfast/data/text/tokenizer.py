@@ -1,7 +1,7 @@
 """Captions to CLIP token ids: exactly open_clip's, many times faster.
 
-A caption is cleaned, then encoded by one of two engines. Both take B cleaned captions and L and
-give (B, L) uint16 ids, zero-padded.
+No token spans white space and captions repeat their words, so a word is encoded once, by one of two
+engines, and then found in a cache.
 
 Shapes: B captions, L context length, T tokens of all captions together.
 """
@@ -9,14 +9,12 @@ Shapes: B captions, L context length, T tokens of all captions together.
 from __future__ import annotations
 
 import gzip
-import html
 import importlib.util
 import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
@@ -25,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipfast.data.text.cleaning import lower_words
 from clipfast.errors import UserError
 from clipfast.packed_text import PackedText, pack_padded
 
-Engine = Callable[[list[str], int], NDArray[np.uint16]]
+Engine = Callable[[str], Sequence[int]]  # a word of lower case -> its ids
 START_ID, END_ID = 49406, 49407
 SPECIAL = {"<start_of_text>": START_ID, "<end_of_text>": END_ID}
 N_MERGES = 48894
@@ -41,45 +40,14 @@ LONG_S_TOKENS = {
 }
 PIECES = re.compile("|".join([*SPECIAL, *LONG_S_TOKENS, r"[^\W_]+", r"[\W_]+"]))
 
-MAY_BE_ENTITY = re.compile(r"&[^ ]")
-
 CACHED_WORDS = 1 << 16
 CACHED_CAPTION_LENGTH = 1000  # characters; much longer "words" would fill the memory
-
-
-def is_plain(text: str) -> bool:
-    """`mend` changes nothing but the white space at the ends, and `strip` takes all of it off.
-
-    ftfy and html.unescape change printable ASCII only at an HTML entity, which is an ampersand with
-    no space after it.
-    """
-    bare = text.strip()
-    return text.isascii() and bare.isprintable() and not MAY_BE_ENTITY.search(bare)
-
-
-def mend(text: str) -> str:
-    """Without mis-decoded characters and HTML entities, as open_clip's cleanings begin."""
-    import ftfy  # only here, since plain captions never need it
-
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
-
-
-def clean(text: str) -> str:
-    """open_clip's default cleaning, up to case and the amount of white space."""
-    return text.strip() if is_plain(text) else clean_any(text)
-
-
-def clean_any(text: str) -> str:
-    """`clean` without the short cut."""
-    # U+0345 is neither letter, digit nor symbol to open_clip's pattern, because that ignores case:
-    # it separates words as a space does. Lower case here, as Python's Unicode is not the engine's.
-    return " ".join(mend(text).split()).lower().replace("\u0345", " ")
 
 
 class InstantEngine:
     """Byte-pair encoding by instant-clip-tokenizer, which has the vocabulary compiled in.
 
-    It differs from open_clip on two classes of captions, which are treated apart:
+    It differs from open_clip on two classes of words, which are treated apart:
     - with the tokens in `LONG_S_TOKENS`: their ids are put in;
     - with characters newer than Python's Unicode (14.0 in 3.11, 15.0 in 3.12; the engine's is
       15.0): the other engine takes them where open_clip is installed. Elsewhere they stay here;
@@ -89,23 +57,16 @@ class InstantEngine:
     def __init__(self) -> None:
         from instant_clip_tokenizer import Tokenizer
 
-        self._tokenizer = Tokenizer()
+        self._encode: Engine = Tokenizer().encode
 
-    def __call__(self, texts: list[str], context_length: int) -> NDArray[np.uint16]:
-        # The library refuses L = 2, of which a cut caption leaves start and end only.
-        ids = self._tokenizer.tokenize_batch(texts, max(context_length, 3))[:, :context_length]
-        if context_length == 2:
-            ids[:, 1] = END_ID
-        for i, text in enumerate(texts):
-            if text.isascii():
-                continue
-            if not text.isprintable() and any(unicodedata.category(c) == "Cn" for c in text):
-                if other := merges_engine_if_installed():
-                    ids[i] = other([text], context_length)
-            elif any(token in text for token in LONG_S_TOKENS):
-                row = chain.from_iterable(map(self._encode_long_s, text.split()))
-                ids[i] = pad([as_bytes(row)], context_length)
-        return ids
+    def __call__(self, word: str) -> Sequence[int]:
+        if word.isascii():
+            return self._encode(word)
+        if not word.isprintable() and any(unicodedata.category(c) == "Cn" for c in word):
+            return (merges_engine_if_installed() or self._encode)(word)
+        if any(token in word for token in LONG_S_TOKENS):
+            return list(self._encode_long_s(word))
+        return self._encode(word)
 
     def _encode_long_s(self, word: str) -> Iterator[int]:
         plain = ""
@@ -113,7 +74,7 @@ class InstantEngine:
             if piece and piece not in LONG_S_TOKENS:
                 plain += piece
                 continue
-            yield from self._tokenizer.encode(plain)
+            yield from self._encode(plain)
             yield from LONG_S_TOKENS.get(piece, [])
             plain = ""
 
@@ -142,9 +103,8 @@ def read_vocabulary(merges_file: Path) -> Vocabulary:
 class MergesEngine:
     """Byte-pair encoding by `tokenizers`, from the merges that open_clip_torch carries.
 
-    Captions are split by `regex`, which open_clip_torch requires and splits by itself: the same
-    Unicode tables. Captions repeat their words and no token spans white space, so a word is encoded
-    once and then found in a cache.
+    Words are split by `regex`, which open_clip_torch requires and splits by itself: the same
+    Unicode tables.
     """
 
     def __init__(self, merges_file: Path) -> None:
@@ -157,17 +117,8 @@ class MergesEngine:
             "|".join(SPECIAL) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
             regex.IGNORECASE,
         ).findall
-        self._encode_cached = lru_cache(CACHED_WORDS)(self._encode)
 
-    def __call__(self, texts: list[str], context_length: int) -> NDArray[np.uint16]:
-        return pad((self._encode_text(text, context_length) for text in texts), context_length)
-
-    def _encode_text(self, text: str, context_length: int) -> bytes:
-        encode = self._encode_cached if len(text) <= CACHED_CAPTION_LENGTH else self._encode
-        # Every word gives an id at least, so those past L are cut off in any case.
-        return b"".join(map(encode, text.lower().split()[:context_length]))
-
-    def _encode(self, word: str) -> bytes:
+    def __call__(self, word: str) -> Sequence[int]:
         ids: list[int] = []
         for token in self._split(word):
             if token in SPECIAL:
@@ -175,20 +126,7 @@ class MergesEngine:
             else:
                 symbols = "".join(self._symbols[byte] for byte in token.encode("utf-8"))
                 ids += [part.id for part in self._model.tokenize(symbols)]
-        return as_bytes(ids)
-
-
-def as_bytes(ids: Iterable[int]) -> bytes:
-    return array("H", ids).tobytes()  # all ids fit in 16 bits, and bytes join faster than lists
-
-
-def pad(captions: Iterable[bytes], context_length: int) -> NDArray[np.uint16]:
-    """(B, L) rows of start, ids, end and zeros; longer captions are cut before the end."""
-    start, end = as_bytes([START_ID]), as_bytes([END_ID])
-    width = len(start)
-    rows = (start + ids[: (context_length - 2) * width] + end for ids in captions)
-    padded = b"".join(row.ljust(context_length * width, b"\0") for row in rows)
-    return np.frombuffer(padded, dtype=np.uint16).reshape(-1, context_length)
+        return ids
 
 
 def merges_file_if_installed() -> Path | None:
@@ -220,13 +158,28 @@ def choose_engine() -> Engine:
 
 
 class Tokenizer:
-    """`tokenize` with an engine of one's choice."""
+    """`tokenize` with an engine of one's choice; safe from several threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._encode_cached = lru_cache(CACHED_WORDS)(self._encode)
 
     def __call__(self, texts: str | Sequence[str], context_length: int = 77) -> Tensor:
         """(B, L) int64 ids."""
+        return _pad(self._rows(texts, context_length), context_length)
+
+    def packed(self, texts: str | Sequence[str], context_length: int = 77) -> PackedText:
+        """Without padding."""
+        rows = self._rows(texts, context_length)
+        tokens = _as_ids(rows)
+        if np.count_nonzero(tokens == END_ID) > len(rows):  # a caption has the end token's name
+            return pack_padded(_pad(rows, context_length))
+        cu_seqlens = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum([len(row) // _ID_BYTES for row in rows], out=cu_seqlens[1:])
+        return PackedText(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens))
+
+    def _rows(self, texts: str | Sequence[str], context_length: int) -> list[bytes]:
+        """Ids of each caption from start to end; longer captions are cut before the end."""
         if context_length < 2:
             raise ValueError(f"context_length: expected at least 2; got {context_length}")
         if not isinstance(texts, Iterable):
@@ -235,8 +188,35 @@ class Tokenizer:
         for i, caption in enumerate(captions):
             if not isinstance(caption, str):
                 raise TypeError(f"texts[{i}]: expected str; got {type(caption).__name__}")
-        ids = self._engine([clean(caption) for caption in captions], context_length)
-        return torch.from_numpy(ids.astype(np.int64))
+        most = context_length - 2
+        return [
+            _START + self._encode_caption(caption, most)[: most * _ID_BYTES] + _END
+            for caption in captions
+        ]
+
+    def _encode_caption(self, caption: str, most: int) -> bytes:
+        """At least the first `most` ids: a word has one or more."""
+        encode = self._encode_cached if len(caption) <= CACHED_CAPTION_LENGTH else self._encode
+        return b"".join(map(encode, lower_words(caption)[:most]))
+
+    def _encode(self, word: str) -> bytes:
+        return _as_bytes(self._engine(word))
+
+
+def _as_bytes(ids: Sequence[int]) -> bytes:
+    return array("H", ids).tobytes()  # all ids fit in 16 bits, and bytes join faster than lists
+
+
+_START, _END, _ID_BYTES = _as_bytes([START_ID]), _as_bytes([END_ID]), array("H").itemsize
+
+
+def _as_ids(rows: Iterable[bytes]) -> NDArray[np.int64]:
+    return np.frombuffer(b"".join(rows), dtype=np.uint16).astype(np.int64)
+
+
+def _pad(rows: Iterable[bytes], context_length: int) -> Tensor:
+    padded = (row.ljust(context_length * _ID_BYTES, b"\0") for row in rows)
+    return torch.from_numpy(_as_ids(padded).reshape(-1, context_length))
 
 
 @cache
@@ -269,5 +249,5 @@ def tokenize(
         installed package carries CLIP's vocabulary.
     Source: Radford et al. 2021 (CLIP), section 2.4; Sennrich et al. 2016 (byte-pair encoding).
     """
-    ids = _default_tokenizer()(texts, context_length)
-    return pack_padded(ids) if packed else ids
+    tokenizer = _default_tokenizer()
+    return (tokenizer.packed if packed else tokenizer)(texts, context_length)
