@@ -61,3 +61,65 @@ def reference_answer(q, k, v, d_out, sequences, dtype=None):
     out, lse = reference.attention(*leaves, sequences)
     out.backward(d_out.to(out.dtype))
     return Answer(out.detach(), lse.detach(), *(x.grad for x in leaves))
+
+
+def conditions(q, k, v, d_out, sequences):
+    """Name to condition number (tolerance.py) of the answer: what moves with scores and products.
+
+    A score q·k is a sum whose rounding, as that of the inputs, goes with Σ|q_d k_d|; a probability
+    p = e^{s − lse} moves by as much as its exponent, times p. A backward that computes s anew has
+    another rounding in it than in the log-sum-exp that the forward saved. Ordinary scores, as the
+    models have, need no such allowance and get none: the one for exponents of 16 and more, and
+    for gradients of scores that vanish, since every query sees one key.
+    """
+    found = dict.fromkeys(Answer._fields, 0.0)
+    if _ordinary(q, k, sequences):
+        return found
+    q, k, v, d_out = (x.detach().double().transpose(0, 1) for x in (q, k, v, d_out))
+    for first_q, last_q, first_k, last_k in sequences.bounds():
+        if first_q == last_q or first_k == last_k:
+            continue
+        rows, columns = slice(first_q, last_q), slice(first_k, last_k)
+        q_HLD, d_HLD, k_HLD, v_HLD = q[:, rows], d_out[:, rows], k[:, columns], v[:, columns]
+        p = _probabilities(q_HLD, k_HLD, sequences)
+        exponent = abs(sequences.scale) * _product_of_sizes(q_HLD, k_HLD.mT)
+        lse = (p * exponent).sum(2, keepdim=True)
+        p_moves = p * (exponent + lse)
+        d_p, d_p_moves = d_HLD @ v_HLD.mT, _product_of_sizes(d_HLD, v_HLD.mT)
+        d_s = d_p - (p * d_p).sum(2, keepdim=True)
+        d_s_moves = d_p_moves + (p * d_p_moves).sum(2, keepdim=True)
+        d_s_moves = abs(sequences.scale) * (p_moves * d_s.abs() + p * d_s_moves)
+        moves = Answer(
+            _product_of_sizes(p_moves, v_HLD),
+            lse,
+            _product_of_sizes(d_s_moves, k_HLD),
+            _product_of_sizes(d_s_moves.mT, q_HLD),
+            _product_of_sizes(p_moves.mT, d_HLD),
+        )
+        for name, x in moves._asdict().items():
+            found[name] = max(found[name], x.max().item())
+    return found
+
+
+def _ordinary(q, k, sequences):
+    largest, keys = 0.0, 0
+    for first_q, last_q, first_k, last_k in sequences.bounds():
+        if first_q < last_q and first_k < last_k:
+            sizes = (x.double().transpose(0, 1) for x in (q[first_q:last_q], k[first_k:last_k]))
+            q_HLD, k_HLD = sizes
+            exponents = abs(sequences.scale) * _product_of_sizes(q_HLD, k_HLD.mT)
+            largest, keys = max(largest, exponents.max().item()), max(keys, last_k - first_k)
+    return largest < 16 and keys > 1
+
+
+def _probabilities(q_HLD, k_HLD, sequences):
+    """Zeros for a query that sees no key."""
+    s = sequences.scale * q_HLD @ k_HLD.mT
+    if sequences.causal:
+        seen = torch.ones(s.shape[1:], dtype=torch.bool).tril(s.shape[2] - s.shape[1])
+        s = s.masked_fill(~seen, -torch.inf)
+    return s.softmax(dim=2).nan_to_num(0.0)
+
+
+def _product_of_sizes(a, b):
+    return a.abs() @ b.abs()

@@ -1,10 +1,14 @@
-"""Features for the tests of the losses, and which backends this process can test."""
+"""Features for the tests of the losses, what rounding does to them, and which backends run here.
+
+N pairs, D features.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from clipfast_kernels import backends
+from clipfast_kernels.ops.contrastive import reference
 from torch import Tensor
 
 
@@ -30,3 +34,37 @@ def skip_unless_served(op, backend, *tensors):
 
 def leaves(dtype, *tensors: Tensor):
     return [x.detach().to(dtype).requires_grad_() for x in tensors]
+
+
+_MANY = 64
+
+
+def logits_and_sizes(image, text, scale, bias, normalize):
+    """Float64 logits, the cosines' terms Σ|x̂_d ŷ_d|, and what the logits move with (N, N)."""
+    x, y = (reference.unit_rows(f.double()) if normalize else f.double() for f in (image, text))
+    terms_NN = x.abs() @ y.T.abs()
+    return scale * (x @ y.T) + bias, terms_NN, scale * terms_NN + abs(bias)
+
+
+def gradient_conditions(image, text, scale, moves_NN, normalize):
+    """Condition numbers (tolerance.py) of d_image and d_text, from those of ∂loss/∂logits.
+
+    Only of so few numbers that the reference may be lucky in all of them.
+    """
+    found = {}
+    if image.numel() >= _MANY:
+        return found
+    for name, own, other, moves in (
+        ("d_image", image, text, moves_NN),
+        ("d_text", text, image, moves_NN.T),
+    ):
+        own, other = own.double(), other.double()
+        if normalize:
+            other = reference.unit_rows(other)
+        d = scale * (moves @ other.abs())
+        if normalize:
+            # (d − (x̂·d) x̂) / ‖x‖: of few features nearly nothing is left.
+            unit, norm = reference.unit_rows(own).abs(), own.norm(dim=1, keepdim=True)
+            d = (d + (unit * d).sum(dim=1, keepdim=True) * unit) / norm.where(norm > 0, torch.inf)
+        found[name] = d.max().item()
+    return found

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from clipfast_kernels import contrastive_loss, contrastive_loss_with_metrics
 from clipfast_kernels.ops.contrastive import reference
-from pairs import features, skip_unless_served, usable
+from pairs import (
+    features,
+    gradient_conditions,
+    logits_and_sizes,
+    skip_unless_served,
+    usable,
+)
 from tolerance import assert_within_tolerance
 
 NATIVE = usable("contrastive_loss")
@@ -31,21 +37,27 @@ def check(backend, image, text, scale, dtype=torch.float32, **options):
     actual = value_and_gradients(image, text, scale, dtype, backend, **options)
     low = value_and_gradients(image, text, scale, dtype, "reference", **options)
     exact = value_and_gradients(image, text, scale, torch.float64, "reference", **options)
-    sizes = {"d_logit_scale": scale_gradient_terms(image, text, scale, **options)}
-    assert_within_tolerance(actual, low, exact, NAMES, sizes)
+    how = conditions(image, text, scale, **options)
+    assert_within_tolerance(actual, low, exact, NAMES, how)
 
 
-def scale_gradient_terms(image, text, scale, normalize=True, ids=None, label_smoothing=0.0):
-    """Σ|G_ij cos_ij|, the terms whose sum is the scale's gradient, in float64."""
-    image, text = image.double(), text.double()
-    if normalize:
-        image, text = reference.unit_rows(image), reference.unit_rows(text)
-    cosines = image @ text.T
-    logits = (scale * cosines).requires_grad_()
-    kept = reference.kept_pairs(logits, ids)
-    loss = sum(reference.one_direction(x, kept, label_smoothing) for x in (logits, logits.T)) / 2
-    loss.backward()
-    return (logits.grad * cosines).abs().sum().item()
+def conditions(image, text, scale, normalize=True, ids=None, label_smoothing=0.0):
+    """Name to condition number (tolerance.py): a probability p moves by p times its exponent's."""
+    z, cosine_terms, z_moves = logits_and_sizes(image, text, scale, 0.0, normalize)
+    kept = reference.kept_pairs(z, ids)
+    eye = torch.eye(len(z), dtype=z.dtype)
+    p_and_target, moves = 0.0, 0.0
+    for dim in (1, 0):
+        p = z.masked_fill(~kept, -torch.inf).softmax(dim)
+        target = (1 - label_smoothing) * eye + label_smoothing * kept / kept.sum(dim, keepdim=True)
+        lse_moves = (p * z_moves).sum(dim, keepdim=True)
+        p_and_target = p_and_target + (p + target) / (2 * len(z))
+        moves = moves + (p * (1 + z_moves + lse_moves) + target) / (2 * len(z))
+    return {
+        "loss": (p_and_target * z_moves).sum().item(),
+        "d_logit_scale": (moves * cosine_terms).sum().item(),
+        **gradient_conditions(image, text, scale, moves, normalize),
+    }
 
 
 def test_the_reference_is_the_textbook_formula():
@@ -174,14 +186,15 @@ def test_the_upstream_gradient_multiplies_every_gradient(backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("mutated", range(1, 4))
-def test_the_tolerance_rule_notices_a_gradient_that_is_zero(backend, mutated):
+@pytest.mark.parametrize("wrong", [0.0, 1.001])
+def test_the_rule_notices_a_gradient_that_is_zero_or_a_thousandth_off(backend, mutated, wrong):
     image, text = features(32, 8)
     actual = value_and_gradients(image, text, 14.3, torch.float32, backend)
     low = value_and_gradients(image, text, 14.3, torch.float32, "reference")
     exact = value_and_gradients(image, text, 14.3, torch.float64, "reference")
-    actual[mutated] = torch.zeros_like(actual[mutated])
+    actual[mutated] = wrong * actual[mutated]
     with pytest.raises(AssertionError, match=NAMES[mutated]):
-        assert_within_tolerance(actual, low, exact, NAMES)
+        assert_within_tolerance(actual, low, exact, NAMES, conditions(image, text, 14.3))
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -1,6 +1,7 @@
 """gathered_similarity against the dense formula, its ties, its NaN, and its memory."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -166,11 +167,14 @@ print(kib("VmHWM") - before)
 
 @pytest.mark.parametrize("backend", [name for name in KERNELS if name != "triton"])
 def test_memory_does_not_grow_with_the_square(backend):
-    """24,000² similarities are 2.1 GiB in float32."""
+    """24,000² similarities are 2.1 GiB in float32, a panel of them 16 MiB."""
     code = _MEMORY.format(n=24_000, backend=backend)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Every array is mapped, and given back, by itself: the peak is what lives at once, not what a
+    # heap keeps of arrays that are gone, which differs between machines by a factor of three.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) / 1024 < 160
+    assert int(done.stdout) / 1024 < 5 * 16
 
 
 @pytest.mark.parametrize(

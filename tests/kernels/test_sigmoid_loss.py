@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from clipfast_kernels import sigmoid_loss
 from clipfast_kernels.ops.contrastive import reference
-from pairs import features, leaves, skip_unless_served, usable
+from pairs import (
+    features,
+    gradient_conditions,
+    leaves,
+    logits_and_sizes,
+    skip_unless_served,
+    usable,
+)
 from tolerance import assert_within_tolerance
 
 NATIVE = usable("sigmoid_loss")
@@ -30,20 +37,24 @@ def check(backend, image, text, scale, bias, dtype=torch.float32, **options):
     actual = value_and_gradients(image, text, scale, bias, dtype, backend, **options)
     low = value_and_gradients(image, text, scale, bias, dtype, "reference", **options)
     exact = value_and_gradients(image, text, scale, bias, torch.float64, "reference", **options)
-    sizes = scalar_gradient_terms(image, text, scale, bias, **options)
-    assert_within_tolerance(actual, low, exact, NAMES, sizes)
+    how = conditions(image, text, scale, bias, **options)
+    assert_within_tolerance(actual, low, exact, NAMES, how)
 
 
-def scalar_gradient_terms(image, text, scale, bias, normalize=True, ids=None):
-    """Σ|g_ij cos_ij| and Σ|g_ij|, the terms of the scalars' gradients, in float64."""
-    image, text = image.double(), text.double()
-    if normalize:
-        image, text = reference.unit_rows(image), reference.unit_rows(text)
-    cosines = image @ text.T
-    sign = 1 - 2 * torch.eye(len(image), dtype=torch.float64)
-    g = torch.sigmoid(sign * (scale * cosines + bias)) * reference.kept_pairs(cosines, ids)
-    g = g / len(image)
-    return {"d_logit_scale": (g * cosines).abs().sum().item(), "d_logit_bias": g.sum().item()}
+def conditions(image, text, scale, bias, normalize=True, ids=None):
+    """Name to condition number (tolerance.py): g = σ(±z) moves by g·(1 − g) times its logit's."""
+    z, cosine_terms, z_moves = logits_and_sizes(image, text, scale, bias, normalize)
+    z = z * (1 - 2 * torch.eye(len(z), dtype=z.dtype))
+    kept, g = reference.kept_pairs(z, ids), torch.sigmoid(z)
+    # Below `tiny` float32 has no normal numbers, and a kernel none at all.
+    smallest = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
+    moves = (g * (1 + (1 - g) * z_moves) + smallest) * kept / len(z)
+    return {
+        "loss": ((F.softplus(z) + g * z_moves + smallest) * kept).sum().item() / len(z),
+        "d_logit_scale": (moves * cosine_terms).sum().item(),
+        "d_logit_bias": moves.sum().item(),
+        **gradient_conditions(image, text, scale, moves, normalize),
+    }
 
 
 @pytest.mark.parametrize("ids", [None, torch.tensor([5, 7, 5, 9, 7, 5])])
@@ -154,7 +165,8 @@ def test_the_upstream_gradient_multiplies_every_gradient(backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("mutated", range(1, 5))
-def test_the_tolerance_rule_notices_a_gradient_that_is_zero(backend, mutated):
+@pytest.mark.parametrize("wrong", [0.0, 1.001])
+def test_the_rule_notices_a_gradient_that_is_zero_or_a_thousandth_off(backend, mutated, wrong):
     image, text = features(32, 8)
     runs = [
         value_and_gradients(image, text, 14.3, -10.0, dtype, name)
@@ -164,9 +176,9 @@ def test_the_tolerance_rule_notices_a_gradient_that_is_zero(backend, mutated):
             (torch.float64, "reference"),
         )
     ]
-    runs[0][mutated] = torch.zeros_like(runs[0][mutated])
+    runs[0][mutated] = wrong * runs[0][mutated]
     with pytest.raises(AssertionError, match=NAMES[mutated]):
-        assert_within_tolerance(*runs, NAMES)
+        assert_within_tolerance(*runs, NAMES, conditions(image, text, 14.3, -10.0))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
