@@ -161,10 +161,11 @@ def needs_of(
 
 def show(report: Report) -> None:
     console = Console(width=shutil.get_terminal_size((110, 40)).columns, highlight=False)
+    console.print(f"Measured on this machine, {report.cores} cores: {report.data}", soft_wrap=True)
     console.print(_measured(report))
     for line in _remarks(report):
         console.print(line, soft_wrap=True)
-    console.print()
+    console.print("\nNeeded, with cores of this machine's kind and samples of this size:")
     console.print(_needed(report))
     for line in _sources(report):
         console.print(line, soft_wrap=True)
@@ -172,7 +173,6 @@ def show(report: Report) -> None:
 
 def _measured(report: Report) -> Table:
     table = _table(
-        f"Measured on this machine, {report.cores} cores: {report.data}",
         ("decoder", "threads"),
         ("images/s", "a core", "MB/s", "model waits"),
     )
@@ -211,7 +211,6 @@ def _remarks(report: Report) -> Iterator[str]:
 
 def _needed(report: Report) -> Table:
     table = _table(
-        "Needed, with cores of this machine's kind and samples of this size",
         ("training", "images/s", "GB/s", "decoding"),
         ("cores", "per GPU"),
     )
@@ -245,8 +244,8 @@ def _sources(report: Report) -> Iterator[str]:
         )
 
 
-def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
     for word in words:
         table.add_column(word)
     for number in numbers:

@@ -59,7 +59,7 @@ GPU_DECODING = GpuDecoding(
     "H100",
     19e3,
     70,
-    "DALI qa/TL1_decoder_perf: the least that NVIDIA's test accepts of a ResNet-50 pipeline",
+    "DALI qa/TL1_decoder_perf: what NVIDIA's test asks of a ResNet-50 pipeline, of its own images",
 )
 
 

@@ -19,9 +19,6 @@ from clipfast.errors import UserError
 DECODERS = ("auto", "dali", "native")
 
 
-DECODERS = ("auto", "dali", "native")
-
-
 class Decoded(NamedTuple):
     """A batch's pixels.
 

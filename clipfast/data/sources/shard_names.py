@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from itertools import islice
@@ -28,13 +29,15 @@ def split_sources(pattern: str) -> list[str]:
 
 def expand_shards(pattern: str) -> list[str]:
     """The shards of a pattern such as ``data/a-{0000..0009}.tar::s3://bucket/b.tar``, which need
-    not exist. A backslash before a brace takes it as it is.
+    not exist, or of local wildcards such as ``data/*.tar``, by name. A backslash before a brace
+    takes it as it is.
 
     Raises:
         ShardError: no list of shards, or an endless one.
     """
     parts = split_sources(pattern)
-    shards = [_plain(shard) for part in parts for shard in _expand(part)]
+    named = [_plain(shard) for part in parts for shard in _expand(part)]
+    shards = [shard for name in named for shard in _matched(name)]
     if not shards:
         raise ShardError(f"shards: expected the path of at least one; got {pattern!r}")
     if len(shards) == len(parts):
@@ -72,6 +75,15 @@ def _plain(shard: str) -> str:
     if shard.startswith("pipe:"):
         raise ShardError(f"shards: expected paths or URLs; got a command, {redacted(shard)!r}")
     return shard.removeprefix("file://")
+
+
+def _matched(name: str) -> list[str]:
+    """What a wildcard stands for; a name that has none, or is itself a file's, for itself."""
+    if is_remote(name) or not glob.has_magic(name) or os.path.exists(name):
+        return [name]
+    if not (found := sorted(glob.glob(name))):
+        raise ShardError(f"shards: expected files that fit {name}; got none")
+    return found
 
 
 def _refuse_folder(folder: str) -> None:

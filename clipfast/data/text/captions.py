@@ -12,12 +12,14 @@ from clipfast.data.sources.samples import UnusableError
 # Where a JSON object has its captions, the first that it has.
 KEYS = ("caption", "captions", "text", "texts", "title")
 
+_BYTE_ORDER_MARK = "\ufeff"
+
 
 class CaptionReader:
     """Chooses one of a sample's captions.
 
     A caption is a text; or a JSON list of texts; or a JSON object that has a text or a list of them
-    under `key`. A text that only looks like JSON is a text.
+    under `key`. A text that only looks like JSON is a text, unless a key is asked for.
 
     Args:
         key: of JSON objects; None takes the first of `KEYS` that they have.
@@ -54,12 +56,17 @@ class CaptionReader:
             text = encoded.decode()
         except UnicodeDecodeError:
             raise UnusableError("caption is not UTF-8") from None
-        if not text.lstrip().startswith(("{", "[")):
+        bare = text.lstrip().removeprefix(_BYTE_ORDER_MARK)
+        if not bare.lstrip().startswith(("{", "[")):
             return [text]
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            return [text]
+            document = json.loads(bare)
+        except (ValueError, RecursionError) as error:
+            if self.key is None:
+                return [text]
+            raise UnusableError(
+                f"expected JSON with the field {self.key} (--caption-key) as caption; {error}"
+            ) from None
         return _strings(self._field(document) if isinstance(document, dict) else document)
 
     def _field(self, document: dict[str, Any]) -> Any:

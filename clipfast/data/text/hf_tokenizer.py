@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
 
 from clipfast.data.text.cleaning import single_spaced
 from clipfast.errors import UserError
 from clipfast.models.hf_loading import load_pretrained
-from clipfast.packed_text import PackedText, pack_ids
+from clipfast.packed_text import PackedText
 
 
 class HFTokenizer:
@@ -28,31 +33,66 @@ class HFTokenizer:
 
     def __init__(self, name: str, context_length: int) -> None:
         self.context_length = context_length
-        self._tokenizer = load_pretrained("AutoTokenizer", name)
-        special = self._tokenizer.num_special_tokens_to_add()
+        tokenizer = load_pretrained("AutoTokenizer", name)
+        special = tokenizer.num_special_tokens_to_add()
         if context_length <= special:
             raise UserError(
                 f"context_length: expected more than the tokenizer's {special} special tokens; "
                 f"got {context_length}"
             )
-        pad_id = self._tokenizer.pad_token_id
+        pad_id = tokenizer.pad_token_id
         # Where one token pads and ends, it ends: there is no padding.
-        self._left_out = None if pad_id == self._tokenizer.eos_token_id else pad_id
-        # Its truncation is state, which a first call sets and another must not read meanwhile.
-        self._lock = threading.Lock()
+        self._left_out = None if pad_id == tokenizer.eos_token_id else pad_id
+        choose = _encode_without_transformers if _is_all_in_backend(tokenizer) else _encode_locked
+        self._encode = choose(tokenizer, context_length)
 
     def __call__(self, captions: Sequence[str]) -> PackedText:
         """B captions -> ids from start to end token."""
-        cleaned = [single_spaced(caption) for caption in captions]
-        if not cleaned:
-            return pack_ids([])
-        with self._lock:
-            rows = self._tokenizer(
-                cleaned,
+        rows = self._encode([single_spaced(caption) for caption in captions]) if captions else []
+        out = self._left_out
+        rows = [[i for i in row if i != out] if out in row else row for row in rows]
+        cu_seqlens = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum([len(row) for row in rows], out=cu_seqlens[1:])
+        tokens = np.fromiter(chain.from_iterable(rows), np.int64, int(cu_seqlens[-1]))
+        return PackedText(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens))
+
+
+_Encode = Callable[[list[str]], list[list[int]]]
+
+
+def _is_all_in_backend(tokenizer: Any) -> bool:
+    """transformers adds nothing to what the tokenizers package does."""
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    own = type(tokenizer)
+    return isinstance(tokenizer, Fast) and all(
+        getattr(own, name) is getattr(Fast, name) for name in ("__call__", "_encode_plus")
+    )
+
+
+def _encode_without_transformers(tokenizer: Any, context_length: int) -> _Encode:
+    """Lets other threads run meanwhile, and leaves out what open_clip has no use for."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(context_length, direction=tokenizer.truncation_side)
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    encode_batch = backend.encode_batch_fast
+    return lambda texts: [encoding.ids for encoding in encode_batch(texts)]
+
+
+def _encode_locked(tokenizer: Any, context_length: int) -> _Encode:
+    """Truncation is state, which a first call sets and another must not read meanwhile."""
+    lock = threading.Lock()
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        with lock:
+            rows: list[list[int]] = tokenizer(
+                texts,
                 truncation=True,
-                max_length=self.context_length,
+                max_length=context_length,
                 padding=False,
                 return_attention_mask=False,
             ).input_ids
-        out = self._left_out
-        return pack_ids([[i for i in row if i != out] if out in row else row for row in rows])
+        return rows
+
+    return encode

@@ -147,6 +147,16 @@ def test_patterns_expand_as_in_a_shell():
     assert split_sources("a.tar::s3://b/c.tar::d.csv") == ["a.tar", "s3://b/c.tar", "d.csv"]
 
 
+def test_wildcards_stand_for_the_files_there_are_by_name(tmp_path):
+    for name in ("b.tar", "a.tar", "c.txt", "[d].tar"):
+        (tmp_path / name).touch()
+    found = expand_shards(f"{tmp_path}/?.tar")
+    assert found == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    assert expand_shards(f"{tmp_path}/[d].tar") == [f"{tmp_path}/[d].tar"]
+    with pytest.raises(ShardError, match=r"expected files that fit .*x\*.tar; got none"):
+        expand_shards(f"{tmp_path}/x*.tar")
+
+
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [

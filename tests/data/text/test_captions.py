@@ -41,6 +41,11 @@ def test_a_json_document_shows_its_caption(document):
     assert read([json.dumps(document).encode()], None) == "a dog"
 
 
+def test_a_byte_order_mark_hides_no_document():
+    assert read(['\ufeff {"caption": "a dog"}'.encode()], None) == "a dog"
+    assert read(["\ufeffa dog".encode()], None) == "\ufeffa dog"  # cleaning takes it off
+
+
 def test_the_field_that_was_asked_for_is_shown():
     document = json.dumps({"caption": "an alt text", "blip": "a dog"}).encode()
     assert CaptionReader("blip")([document], None) == "a dog"
@@ -75,6 +80,7 @@ def test_each_of_several_captions_is_chosen_as_often_as_the_others(stored):
         ([b'{"url": "x"}'], None, r"the field caption or captions or .*; got url"),
         ([b'{"caption": "x"}'], "blip", r"the field blip in .* \(--caption-key\); got caption"),
         ([b"{}"], None, "got none"),
+        ([b'{"blip": "cut'], "blip", r"JSON with the field blip \(--caption-key\).*; Unterminated"),
         ([b'{"caption": 7}'], None, "a text or a list of texts as caption; got int"),
         ([b'{"caption": null}'], None, "got NoneType"),
         ([b'["a", ["b"]]'], None, "got list"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from caption_kinds import make_captions
 
 from clipfast import create_model, zero_shot_classifier
 from clipfast.data.text.hf_tokenizer import HFTokenizer
@@ -51,6 +52,33 @@ def test_ids_are_open_clips_without_padding(minilm, context_length):
     theirs = open_clip.tokenizer.HFTokenizer(minilm, context_length)(CAPTIONS)
     ours = HFTokenizer(minilm, context_length)(CAPTIONS)
     assert torch.equal(pad_packed(ours, context_length), theirs)
+
+
+@pytest.fixture(params=["MiniLM", "cuts from the left", "splits special tokens", "no Rust behind"])
+def folder(request, minilm, tmp_path):
+    if request.param == "MiniLM":
+        return minilm
+    if request.param == "no Rust behind":
+        tokenizer = transformers.ByT5Tokenizer()
+        assert not tokenizer.is_fast
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    if request.param == "cuts from the left":
+        tokenizer.truncation_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    if request.param == "splits special tokens":
+        path = tmp_path / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"split_special_tokens": True}))
+    return str(tmp_path)
+
+
+def test_any_tokenizer_gives_open_clips_ids(folder):
+    captions = [*CAPTIONS, *make_captions(0.02)]
+    theirs = open_clip.tokenizer.HFTokenizer(folder, 12)(captions)
+    ours = HFTokenizer(folder, 12)(captions)
+    assert ours.tokens.dtype == torch.int64
+    assert ours.cu_seqlens.dtype == torch.int32
+    assert torch.equal(pad_packed(ours, 12), theirs)
 
 
 def test_a_pad_tokens_name_leaves_no_token(minilm):
