@@ -63,7 +63,7 @@ def create(name: str, why: ForeignField, **options: Any) -> nn.Module:
     except Exception as error:  # open_clip's and timm's errors have no type in common.
         raise UserError(f"model {name}: open_clip cannot build it: {error}") from error
     text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-    if text.get("hf_tokenizer_name"):
+    if text.get("hf_tokenizer_name") or text.get("tokenizer_kwargs"):
         setattr(model, "tokenizer", Tokenizer(name))  # noqa: B010
     return model
 

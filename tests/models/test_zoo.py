@@ -73,3 +73,13 @@ def test_an_unbuildable_model_is_one_sentence(tmp_path):
     file.write_text(json.dumps(raw))
     with pytest.raises(UserError, match="open_clip cannot build it: .*nonsense"):
         create_model(str(file))
+
+
+def test_a_tokenizers_own_options_are_kept(tmp_path):
+    options = {"tokenizer_kwargs": {"clean": "canonicalize"}}
+    file = tmp_path / "canonical.json"
+    file.write_text(json.dumps({"embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT | options}))
+    captions = ["A dog, it's sleeping!"]
+    ids = tokenizer_for(create_model(str(file)))(captions)
+    assert torch.equal(ids, open_clip.get_tokenizer("canonical")(captions))
+    assert not torch.equal(ids, tokenize(captions))

@@ -117,9 +117,11 @@ class ShardWriter:
             self._add = self._open.enter_context(new_shard(self._writing))
         self._add(f"{key}.{extension or image_extension(image) or 'jpg'}", image)
         if len(texts) == 1:
-            self._add(f"{key}.txt", texts[0].encode())
+            self._add(f"{key}.txt", texts[0].encode("utf-8", "replace"))
         if document:
-            self._add(f"{key}.json", json.dumps(document, ensure_ascii=False).encode())
+            self._add(
+                f"{key}.json", json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+            )
         self.samples += 1
 
     def _finish_shard(self) -> None:

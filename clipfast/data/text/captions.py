@@ -19,7 +19,8 @@ class CaptionReader:
     """Chooses one of a sample's captions.
 
     A caption is a text; or a JSON list of texts; or a JSON object that has a text or a list of them
-    under `key`. A text that only looks like JSON is a text, unless a key is asked for.
+    under `key`. A text that only looks like JSON is a text, but for a broken object where a key is
+    asked for.
 
     Args:
         key: of JSON objects; None takes the first of `KEYS` that they have.
@@ -56,13 +57,13 @@ class CaptionReader:
             text = encoded.decode()
         except UnicodeDecodeError:
             raise UnusableError("caption is not UTF-8") from None
-        bare = text.lstrip().removeprefix(_BYTE_ORDER_MARK)
-        if not bare.lstrip().startswith(("{", "[")):
+        bare = text.lstrip().removeprefix(_BYTE_ORDER_MARK).lstrip()
+        if not bare.startswith(("{", "[")):
             return [text]
         try:
             document = json.loads(bare)
         except (ValueError, RecursionError) as error:
-            if self.key is None:
+            if self.key is None or bare.startswith("["):
                 return [text]
             raise UnusableError(
                 f"expected JSON with the field {self.key} (--caption-key) as caption; {error}"

@@ -53,7 +53,7 @@ def test_generated_captions_get_open_clips_ids(tokenizer, corpus):
 
 @pytest.mark.slow
 def test_many_more_generated_captions_get_open_clips_ids(tokenizer, reference):
-    captions = make_captions(5)
+    captions = make_captions(2)
     assert_same_ids(tokenizer(captions), reference(captions), captions)
 
 
