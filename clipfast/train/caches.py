@@ -81,7 +81,11 @@ def open_caches(
     if text_stays:
         described = [model.text] if hasattr(model, "text") else []
         tower = _fingerprint(text, described)
-        key = {"tower": tower, "context_length": str(model.context_length)}
+        key = {
+            "tower": tower,
+            "context_length": str(model.context_length),
+            "caption_key": str(args.caption_key),
+        }
         text_cache = FeatureCache(folder, "text", samples=len(samples), key=shared | key)
     return Caches(image_cache, text_cache)
 

@@ -68,13 +68,9 @@ def conditions(q, k, v, d_out, sequences):
 
     A score q·k is a sum whose rounding, as that of the inputs, goes with Σ|q_d k_d|; a probability
     p = e^{s − lse} moves by as much as its exponent, times p. A backward that computes s anew has
-    another rounding in it than in the log-sum-exp that the forward saved. Ordinary scores, as the
-    models have, need no such allowance and get none: the one for exponents of 16 and more, and
-    for gradients of scores that vanish, since every query sees one key.
+    another rounding in it than in the log-sum-exp that the forward saved.
     """
     found = dict.fromkeys(Answer._fields, 0.0)
-    if _ordinary(q, k, sequences):
-        return found
     q, k, v, d_out = (x.detach().double().transpose(0, 1) for x in (q, k, v, d_out))
     for first_q, last_q, first_k, last_k in sequences.bounds():
         if first_q == last_q or first_k == last_k:
@@ -99,17 +95,6 @@ def conditions(q, k, v, d_out, sequences):
         for name, x in moves._asdict().items():
             found[name] = max(found[name], x.max().item())
     return found
-
-
-def _ordinary(q, k, sequences):
-    largest, keys = 0.0, 0
-    for first_q, last_q, first_k, last_k in sequences.bounds():
-        if first_q < last_q and first_k < last_k:
-            sizes = (x.double().transpose(0, 1) for x in (q[first_q:last_q], k[first_k:last_k]))
-            q_HLD, k_HLD = sizes
-            exponents = abs(sequences.scale) * _product_of_sizes(q_HLD, k_HLD.mT)
-            largest, keys = max(largest, exponents.max().item()), max(keys, last_k - first_k)
-    return largest < 16 and keys > 1
 
 
 def _probabilities(q_HLD, k_HLD, sequences):

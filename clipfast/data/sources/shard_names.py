@@ -12,7 +12,7 @@ from braceexpand import braceexpand
 from clipfast.data.sources.storage import is_remote, redacted
 from clipfast.errors import UserError
 
-_MOST_SHARDS = 2_000_000
+_MOST_SHARDS = 500_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 # The second colon pair of http://[fe80::1]/a.tar joins nothing.
 _JOINT = re.compile(r"::(?![^\[\]/]*\])")

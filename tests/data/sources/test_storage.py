@@ -21,7 +21,8 @@ from clipfast.data.sources.storage import (
 )
 
 KILOBYTE = 1e-6  # of a gigabyte
-QUICK = Patience(wait=0.01, timeout=0.3)
+QUICK = Patience(wait=0.01, timeout=30)
+NOT_LONG = Patience(wait=0.01, timeout=1)  # for servers that stall
 
 
 def content_of(size, seed=0):
@@ -108,6 +109,7 @@ def test_a_cached_file_that_lost_bytes_is_fetched_again(server, storage):
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "cut", "short", "stall"])
 def test_a_failure_that_passes_is_tried_again(server, storage, fault):
+    storage.patience = NOT_LONG if fault == "stall" else QUICK
     server.faults["a.tar"] = [fault, fault]
     assert storage.local(server.url("a.tar")).read_bytes() == server.files["a.tar"]
     assert server.gets["a.tar"] == 3
@@ -118,6 +120,7 @@ def test_a_failure_that_passes_is_tried_again(server, storage, fault):
     [(500, "HTTP status 500"), ("short", "2000 of 4000 bytes"), ("stall", ""), ("cut", "")],
 )
 def test_a_failure_that_lasts_is_one_sentence(server, storage, fault, reason):
+    storage.patience = NOT_LONG if fault == "stall" else QUICK
     server.faults["a.tar"] = [fault] * 9
     with pytest.raises(StorageError, match=f"in each of 4 attempts, the last time .*{reason}"):
         storage.local(server.url("a.tar"))
@@ -264,7 +267,7 @@ def test_processes_fetch_a_file_once(server, storage):
 
 
 def test_what_a_killed_process_left_is_removed(server, tmp_path):
-    storage = Storage(tmp_path / "cache", 5 * KILOBYTE, patience=QUICK)
+    storage = Storage(tmp_path / "cache", 5 * KILOBYTE, patience=NOT_LONG)
     server.faults["a.tar"] = ["stall"]
     patient = Storage(storage.folder, 5 * KILOBYTE, patience=Patience(timeout=60))
     child = fetch_in_a_child(patient, server.url("a.tar"))

@@ -221,7 +221,7 @@ def header(**fields):
     ],
 )
 def test_a_hostile_size_ends_the_shard_and_not_the_run(shard, block):
-    write_tar(shard, pairs("a"))
+    write_tar(shard, [*pairs("a"), ("b.txt", b"text")])
     content = shard.read_bytes()
     shard.write_bytes(content[: 4 * BLOCK] + block + content[4 * BLOCK :])
     keys, flaws = scanned(shard)

@@ -10,6 +10,7 @@ import pytest
 from servers import HttpServer
 from tars import keys_of, pair, pairs, source_of, write_tar
 
+from clipfast.data.sources.samples import UnusableError
 from clipfast.data.sources.storage import Patience, Storage
 from clipfast.data.sources.tar_index import Indexes, make_index, read_index
 from clipfast.data.sources.tar_scan import scan
@@ -70,6 +71,18 @@ def test_a_shard_of_the_same_size_and_another_time_is_indexed_anew(shard, cache)
     assert shard.stat().st_size == size
     os.utime(shard, ns=(0, 12345))
     assert keys_of(source_of(shard, cache)) == ["d", "e/long name", "f"]
+
+
+def test_a_shard_that_changes_or_goes_before_it_is_indexed_has_no_index(shard, cache):
+    indexes = Indexes(Storage(cache))
+    identity = indexes.storage.identity(str(shard))
+    write_tar(shard, pairs("d"))
+    with pytest.raises(UnusableError, match="the shard has changed"):
+        indexes.get(str(shard), identity)
+    shard.unlink()
+    with pytest.raises(UnusableError, match="the shard has gone"):
+        indexes.get(str(shard), identity)
+    assert list(shard.parent.iterdir()) == []
 
 
 def damaged_contents(content):
@@ -187,7 +200,7 @@ def server(tmp_path):
 
 
 def remote_source(server, cache, name):
-    return TarSource(server.url(name), Storage(cache, patience=Patience(1, 0.01, 1.0)))
+    return TarSource(server.url(name), Storage(cache, patience=Patience(1, 0.01, 30)))
 
 
 def test_a_remote_shard_with_an_index_is_fetched_when_it_is_read(server, cache):
@@ -214,13 +227,17 @@ def test_an_index_beside_a_remote_shard_of_another_size_is_not_taken(server, cac
     assert keys_of(remote_source(server, cache, "x-0.tar")) == list("efghijklmnop")
 
 
-def test_an_index_that_lies_about_a_remote_shard_makes_no_wrong_sample(server, cache, tmp_path):
-    other = write_tar(tmp_path / "n.tar", pairs("a", "b", "c", "d"))
-    assert len(server.files["x-0.tar"]) == other.stat().st_size, "filled up to 10 kB"
-    source_of(other, tmp_path / "elsewhere")
-    server.files["x-0.tar.clipfast-index"] = index_of(other).read_bytes()
-    source = remote_source(server, cache, "x-0.tar")
-    assert source.read(0).captions == (b"caption a",)
+def test_a_remote_shard_that_goes_costs_its_samples_only(server, cache):
+    source = remote_source(server, cache, "x-{0..1}.tar")
+    del server.files["x-1.tar"]
+    for fetched in (cache / "files").iterdir():
+        fetched.unlink()
+    for _ in range(3):
+        with pytest.raises(UnusableError, match="the shard cannot be had: .*no such file") as found:
+            source.read(2)
+        assert found.value.place.key == "c"
+    assert source.read(1).captions == (b"caption b",)
+    assert server.gets["x-1.tar"] <= 2, "once to index it, and once more"
 
 
 def test_remote_shards_and_copies_of_them_have_the_same_fingerprint(server, cache, tmp_path):

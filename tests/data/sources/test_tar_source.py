@@ -111,6 +111,24 @@ def test_a_shard_that_shrinks_while_it_is_read_costs_its_samples_only(source, sh
     assert source.read(0).captions == (b"caption 0",)
 
 
+def test_a_shard_that_shrank_is_not_believed_in_what_is_left(source, shards):
+    assert source.read(8).captions == (b"caption 8",)
+    os.truncate(shards[2], 2600)
+    for number in (9, 8):
+        with pytest.raises(UnusableError, match="changed since it was indexed"):
+            source.read(number)
+
+
+def test_another_size_at_the_same_time_is_another_shard(source, shards, tmp_path):
+    stat = shards[2].stat()
+    write_tar(shards[2], pairs(*(f"{i:09d}" for i in range(20))))
+    os.utime(shards[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(UnusableError, match="changed since it was indexed"):
+        source.read(8)
+    pattern = f"{shards[0].parent}/train-{{000000..000002}}.tar"
+    assert source_of(pattern, tmp_path / "cache").counts.tolist() == [4, 4, 20]
+
+
 def test_a_shard_that_is_replaced_by_another_gives_no_wrong_sample(source, shards, tmp_path):
     other = write_tar(tmp_path / "other.tar", pairs("x", "y"))
     os.replace(other, shards[2])
