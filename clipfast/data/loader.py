@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from clipfast.data.batch import Batch, join_text
@@ -114,7 +115,11 @@ class Loader:
 def take_one_core() -> None:
     """Keeps a thread's tensor operations in it: the pool has a thread for each core already."""
     # In OpenMP that is a setting of the thread; torch.set_num_threads is the whole process's.
-    threadpool_limits(1, user_api="openmp")
+    _thread_pools().limit(limits=1, user_api="openmp")
+
+
+# Looking for them takes as long as decoding twenty images.
+_thread_pools = cache(ThreadpoolController)
 
 
 @dataclass
