@@ -11,7 +11,6 @@ from clipfast.data.sources.samples import Place, UnusableError
 from clipfast.errors import UserError
 
 LARGEST = 256_000_000  # bytes
-# What fails for every file alike, and says nothing of this one.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -50,8 +49,13 @@ def check_size(size: int, place: Place) -> None:
         raise UnusableError(f"expected at most {most}; got {got}", place)
 
 
+def is_shortage(error: OSError) -> bool:
+    """Whether what failed would fail for every file alike, and says nothing of this one."""
+    return error.errno in _SHORTAGES
+
+
 def _as_unusable(error: OSError, place: Place) -> UserError:
-    if error.errno in _SHORTAGES:
+    if is_shortage(error):
         return UserError(f"{place.shard}: {place.key} cannot be opened: {error.strerror}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UnusableError("no such file", place)

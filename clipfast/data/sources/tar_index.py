@@ -9,7 +9,6 @@ in the folder ``indexes`` of the storage's cache.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import mmap
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipfast.data.sources.image_files import is_shortage
 from clipfast.data.sources.samples import UnusableError
 from clipfast.data.sources.shard_names import ShardError, base_name
 from clipfast.data.sources.storage import Identity, Storage, StorageError, is_remote, redacted
@@ -38,7 +38,6 @@ CHANGED = "the shard has changed since it was indexed"
 _VERSION = 1
 _LENGTH = 8  # bytes of the header's length
 _MOST_FLAWS = 1000
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Record(NamedTuple):
@@ -183,11 +182,6 @@ class Indexes:
             if not self._is_same(shard, file, identity):
                 raise UnusableError(CHANGED)
         return index
-
-
-def is_shortage(error: OSError) -> bool:
-    """Whether what failed would fail for every file alike, and says nothing of this one."""
-    return error.errno in _SHORTAGES
 
 
 def make_index(found: Iterable[Entry | Flaw], identity: Identity) -> TarIndex:

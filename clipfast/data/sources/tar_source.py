@@ -11,11 +11,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from clipfast.data.sources.image_files import is_shortage
 from clipfast.data.sources.kept import Kept
 from clipfast.data.sources.samples import Fault, Place, Sample, UnusableError
 from clipfast.data.sources.shard_names import ShardError, base_name, expand_shards, split_sources
 from clipfast.data.sources.storage import Storage, redacted
-from clipfast.data.sources.tar_index import CHANGED, Indexes, Record, TarIndex, is_shortage
+from clipfast.data.sources.tar_index import CHANGED, Indexes, Record, TarIndex
 from clipfast.data.sources.tar_manifest import survey
 from clipfast.data.sources.tar_scan import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, shown
 
