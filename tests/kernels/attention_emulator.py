@@ -5,17 +5,18 @@ tests/emulation has the emulation of CUDA and the program whose files are writte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from attention_inputs import Answer
-from clipfast_kernels.ops.attention import tiles
+from clipfast_kernels.ops.attention import cuda, tiles
 from clipfast_kernels.ops.attention.sequences import Sequences
 from torch import Tensor
 
@@ -69,37 +70,69 @@ def build(kind="plain", edits=()):
         kind: one of FLAGS.
         edits: (file, old, new): mistakes to plant in the kernels' sources.
     """
-    key = hashlib.sha256(repr((FLAGS[kind], edits)).encode())
-    for path in sorted([*KERNELS.iterdir(), *EMULATION.iterdir()]):
-        key.update(path.read_bytes())
-    runner = CACHE / f"runner-{kind}-{key.hexdigest()[:16]}"
+    runner = CACHE / f"runner-{kind}-{_key(FLAGS[kind], tuple(edits))}"
     if runner.exists():
         return runner
-    folder = runner.with_suffix(f".{os.getpid()}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in KERNELS.iterdir():
-        text = path.read_text()
-        for name, old, new in edits:
-            if name == path.name:
-                assert text.count(old) == 1, f"{name} has {text.count(old)} of {old!r}"
-                text = text.replace(old, new)
-        (folder / path.name).write_text(text)
-    common = ["g++", "-std=c++17", "-DCLIPFAST_EMULATED", f"-I{folder}", f"-I{EMULATION}"]
-    common += ["-Wno-unknown-pragmas", "-x", "c++", "-c"]
-    objects = []
-    for source in (folder / "attention.cu", EMULATION / "attention_runner.cpp"):
-        objects.append(folder / f"{source.stem}.o")
-        subprocess.run([*common, *FLAGS[kind].split(), source, "-o", objects[-1]], check=True)
-    hidden = ["-O1", "-DEMULATION_TSAN"] if kind == "tsan" else FLAGS[kind].split()
-    objects.append(folder / "cuda_emulation.o")
-    subprocess.run(
-        [*common, *hidden, EMULATION / "cuda_emulation.cpp", "-o", objects[-1]], check=True
-    )
-    made = folder / "runner"
-    subprocess.run(["g++", *FLAGS[kind].split(), *objects, "-o", made], check=True)
-    made.rename(runner)
-    shutil.rmtree(folder)
+    parts = _parts_around(kind)
+    with _scratch() as folder:
+        for path in KERNELS.iterdir():
+            text = path.read_text()
+            for name, old, new in edits:
+                if name == path.name:
+                    assert text.count(old) == 1, f"{name} has {text.count(old)} of {old!r}"
+                    text = text.replace(old, new)
+            (folder / path.name).write_text(text)
+        _compile(folder / "attention.cu", folder / "attention.o", folder, FLAGS[kind])
+        made = folder / "runner"
+        objects = [folder / "attention.o", *parts]
+        subprocess.run(["g++", *FLAGS[kind].split(), *objects, "-o", made], check=True)
+        made.rename(runner)
     return runner
+
+
+def only(width):
+    """Edits that leave the kernels of one head width, in float16, which compile in a tenth."""
+    halves = "arguments.shape.bfloat16 ? choose_width<Pass, BFloat16>(arguments, plan)"
+    edits = [("attention.cu", halves, "false ? nullptr")]
+    for other in set(cuda.WIDTHS) - {width}:
+        case = f"case {other}:\n            return Pass<T, {other}>::run(arguments, plan);"
+        edits.append(("attention.cu", case, ""))
+    return sorted(edits)
+
+
+def _parts_around(kind):
+    """Objects of the emulation and of the program, which no edit touches; compiled once."""
+    hidden = "-O1 -DEMULATION_TSAN" if kind == "tsan" else FLAGS[kind]
+    parts = []
+    for stem, flags in (("attention_runner", FLAGS[kind]), ("cuda_emulation", hidden)):
+        parts.append(CACHE / f"{stem}-{kind}-{_key(flags)}.o")
+        if not parts[-1].exists():
+            with _scratch() as folder:
+                _compile(EMULATION / f"{stem}.cpp", folder / "made.o", KERNELS, flags)
+                (folder / "made.o").rename(parts[-1])
+    return parts
+
+
+def _key(*of):
+    """A name for what is compiled from these sources in this way."""
+    key = hashlib.sha256(repr(of).encode())
+    for path in sorted([*KERNELS.iterdir(), *EMULATION.iterdir()]):
+        key.update(path.read_bytes())
+    return key.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _scratch():
+    """A folder to compile in, beside what it makes: a half-written file never has its name."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        yield Path(folder)
+
+
+def _compile(source, made, headers, flags):
+    common = ["g++", "-std=c++17", "-DCLIPFAST_EMULATED", f"-I{headers}", f"-I{EMULATION}"]
+    common += ["-Wno-unknown-pragmas", "-x", "c++", "-c"]
+    subprocess.run([*common, *flags.split(), source, "-o", made], check=True)
 
 
 class Failed(Exception):

@@ -20,6 +20,11 @@ def simd_level():
 
 
 @pytest.fixture(autouse=True)
+def kernels_share_their_work_among_threads(all_threads):
+    """Or no test would meet a race between them."""
+
+
+@pytest.fixture(autouse=True)
 def no_verdict_of_the_user(monkeypatch, tmp_path):
     """What the user verified or pinned does not decide what is tested."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

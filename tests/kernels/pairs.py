@@ -32,6 +32,12 @@ def skip_unless_served(op, backend, *tensors):
         pytest.skip("; ".join(reasons))
 
 
+def several_tiles(backend):
+    """Pairs that fill several of a backend's tiles; the interpreter takes seconds for as many as
+    the others compute in milliseconds."""
+    return 200 if backend == "triton" else 700
+
+
 def leaves(dtype, *tensors: Tensor):
     return [x.detach().to(dtype).requires_grad_() for x in tensors]
 

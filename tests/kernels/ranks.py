@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,23 +10,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import CONTEXT
 
 
-def run_ranks(world_size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+def run_ranks(
+    world_size: int, work: Callable[..., Any], *args: Any, timeout: float = 120
+) -> list[Any]:
     """work(*args) on every rank of a group; raises with the traceback of a rank that failed."""
-    # Forked from a server that has imported torch and done nothing else: quick, and without the
-    # threads that this process may have.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "clipfast_kernels"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_rank, args=(rank, world_size, folder, work, args))
+            CONTEXT.Process(target=_rank, args=(rank, world_size, folder, work, args))
             for rank in range(world_size)
         ]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(timeout=120)
+            process.join(timeout)
             if process.is_alive():
                 process.kill()
         results = []

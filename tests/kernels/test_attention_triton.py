@@ -63,9 +63,9 @@ def test_triton_matches_the_reference_over_several_tiles(length):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [128, 197, 257, 577])
-def test_triton_matches_the_reference_at_long_lengths(length, causal, dtype):
-    check(batched(2, length, causal=causal), heads=1, dtype=dtype)
+@pytest.mark.parametrize(("batch", "length"), [(2, 128), (2, 197), (2, 257), (1, 577)])
+def test_triton_matches_the_reference_at_long_lengths(batch, length, causal, dtype):
+    check(batched(batch, length, causal=causal), heads=1, dtype=dtype)
 
 
 # Packs short enough that a tile takes several sequences, and packs that are not.
@@ -217,15 +217,14 @@ def test_triton_gives_a_sequence_the_same_bits_whatever_stands_before_it_unpacke
     assert torch.equal(together.d_k[100:], alone.d_k)
 
 
-@pytest.mark.parametrize("name", ["d_q", "d_k", "d_v", "out", "lse"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_triton_is_held_to_a_rule_that_zeros_fail(name, dtype):
+def test_triton_is_held_to_a_rule_that_zeros_fail(dtype):
     sequences = packed(SHORT)
     inputs = tensors(sequences, 2, 64, dtype)
     actual = answer(*inputs, sequences)
-    zeroed = actual._replace(**{name: torch.zeros_like(getattr(actual, name))})
-    with pytest.raises(AssertionError, match=f"^{name}: error"):
-        assert_answers(zeroed, inputs, sequences)
+    for name, x in actual._asdict().items():
+        with pytest.raises(AssertionError, match=f"^{name}: error"):
+            assert_answers(actual._replace(**{name: torch.zeros_like(x)}), inputs, sequences)
 
 
 def test_triton_gives_nothing_for_nothing():

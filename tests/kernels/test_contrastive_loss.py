@@ -1,5 +1,6 @@
 """contrastive_loss against the dense float64 formula, and its behaviour as a torch operator."""
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from pairs import (
     features,
     gradient_conditions,
     logits_and_sizes,
+    several_tiles,
     skip_unless_served,
     usable,
 )
@@ -18,7 +20,8 @@ from tolerance import assert_within_tolerance
 
 NATIVE = usable("contrastive_loss")
 KERNELS = [name for name in NATIVE if name != "reference"]
-SHAPES = [(1, 1), (1, 8), (2, 3), (3, 64), (7, 5), (16, 16), (17, 33), (129, 100), (513, 64)]
+SHAPES = [(1, 1), (1, 8), (2, 3), (3, 64), (7, 5), (16, 16), (17, 33), (129, 100)]
+SCALES = [1.0, 14.3, 100.0]
 NAMES = ["loss", "d_image", "d_text", "d_logit_scale"]
 
 
@@ -87,10 +90,11 @@ def test_the_reference_leaves_pairs_of_equal_ids_out_of_both_denominators():
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize(("n", "d"), SHAPES)
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
-def test_value_and_gradients_at_odd_shapes_and_scales(backend, n, d, scale):
-    check(backend, *features(n, d), scale)
+@pytest.mark.parametrize(
+    ("shape", "scale"), [*itertools.product(SHAPES, SCALES), ((513, 64), 100.0)]
+)
+def test_value_and_gradients_at_odd_shapes_and_scales(backend, shape, scale):
+    check(backend, *features(*shape), scale)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -199,7 +203,7 @@ def test_the_rule_notices_a_gradient_that_is_zero_or_a_thousandth_off(backend, m
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_two_runs_give_the_same_bits(backend):
-    image, text = features(700, 64)
+    image, text = features(several_tiles(backend), 64)
     runs = [value_and_gradients(image, text, 50.0, torch.float32, backend) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)

@@ -11,8 +11,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from clipfast_kernels.ops import triton_aot
 
 LAUNCHES = {launch.name: launch for launch in triton_aot.launches()}
-# One of each kernel, in half precision, for the quick run; all of them in the slow one.
-QUICK = [
+# One of each kernel, in half precision, for a GPU of each maker in the quick run; all in the slow.
+QUICK_TARGETS = {"sm_90", "gfx942"}
+QUICK = {
     "contrastive_fwd_kernel fp16 SYMMETRIC",
     "contrastive_bwd_kernel fp16",
     "sigmoid_fwd_kernel fp16 GRADIENT",
@@ -26,7 +27,7 @@ QUICK = [
     "attention_bwd_keys_kernel fp16 WIDTH=64 SPANS",
     "single_query_fwd_kernel fp16 WIDTH=64",
     "single_query_bwd_kernel fp16 WIDTH=64 PACKED_Q PACKED_K",
-]
+}
 
 
 def check(name, target):
@@ -39,14 +40,29 @@ def check(name, target):
         assert found.tensor_core == target.tensor_core
 
 
-@pytest.mark.parametrize("target", triton_aot.TARGETS, ids=lambda t: t.name)
-@pytest.mark.parametrize("name", QUICK)
+def cases(quick):
+    return [
+        pytest.param(name, target, id=f"{name}-{target.name}")
+        for name in LAUNCHES
+        for target in triton_aot.TARGETS
+        if quick == (name in QUICK and target.name in QUICK_TARGETS)
+        and not is_as_in_fp16(name, target)
+    ]
+
+
+def is_as_in_fp16(name, target):
+    """On NVIDIA's GPUs bf16 differs from fp16 in the instructions' names alone: registers, spills
+    and shared memory were equal wherever compared. One of each kernel stands for it."""
+    of_nvidia = target.gpu.backend == "cuda" and LAUNCHES[name].dtype == "bf16"
+    return of_nvidia and name.replace("bf16", "fp16") not in QUICK
+
+
+@pytest.mark.parametrize(("name", "target"), cases(quick=True))
 def test_a_kernel_compiles_without_spills_onto_tensor_cores(name, target):
     check(name, target)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", triton_aot.TARGETS, ids=lambda t: t.name)
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if name not in QUICK])
+@pytest.mark.parametrize(("name", "target"), cases(quick=False))
 def test_every_configuration_compiles_without_spills_onto_tensor_cores(name, target):
     check(name, target)

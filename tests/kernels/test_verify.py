@@ -108,6 +108,7 @@ def test_an_exception_is_a_row_and_an_unserved_call_is_none(fake):
     assert notes["raising"] == "RuntimeError: no such instruction"
 
 
+@pytest.mark.slow
 def test_what_ends_its_process_is_reported_and_the_others_are_measured(fake, tmp_path):
     fake("torch", "dying", "quick", "leaving", "wrong")
     steps = []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from clipfast_kernels.ops.attention import triton as attention
 from clipfast_kernels.ops.attention.triton_rows import SPANS_BLOCK, spans_kernel
@@ -86,7 +86,9 @@ class Resources(NamedTuple):
     registers: int
     spilled_bytes: int  # to memory
     scalars_in_lanes: int  # AMD: scalar registers kept in vector registers' lanes, not in memory
-    shared_bytes: int
+    shared_bytes: int  # that a launch asks for
+    static_shared_bytes: int  # that the code declares beside them
+    tensor_columns: int  # of tensor memory, on sm_100
     tensor_core: str | None
     num_warps: int
     num_stages: int
@@ -173,6 +175,11 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any]]:
 
 def compile_for(launch: Launch, target: Target) -> Resources:
     """Compiles one launch for one target; no GPU is needed."""
+    return resources(launch, target, build(launch, target))
+
+
+def build(launch: Launch, target: Target) -> CompiledKernel:
+    """The launch compiled as at run time, with its assembly and machine code."""
     signature, constants = _signature(launch)
     config = launch.configs[DTYPES[launch.dtype]]
     # As at run time: addresses, and sizes that are multiples of 16, are known to be aligned.
@@ -181,11 +188,17 @@ def compile_for(launch: Launch, target: Target) -> Resources:
         for i, name in enumerate(launch.kernel.arg_names)
         if signature[name].startswith("*") or name == "D" or name in _STRIDES
     }
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(launch.kernel, signature, constants, aligned),
         target=target.gpu,
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )
+
+
+def resources(launch: Launch, target: Target, compiled: CompiledKernel) -> Resources:
+    """What a build needs of its target."""
+    config = launch.configs[DTYPES[launch.dtype]]
+    static_shared = 0
     if target.gpu.backend == "hip":
         assembly = compiled.asm["amdgcn"]
         registers = _field(assembly, r"\.vgpr_count:\s+(\d+)")
@@ -197,17 +210,21 @@ def compile_for(launch: Launch, target: Target) -> Resources:
         report = _ptxas(assembly, target.gpu.arch)
         registers = _field(report, r"Used (\d+) registers")
         spilled = _field(report, r"(\d+) bytes spill stores")
+        declared = re.search(r"(\d+) bytes smem", report)
+        static_shared = int(declared.group(1)) if declared else 0
         in_lanes = 0
     return Resources(
-        launch.name,
-        target.name,
-        registers,
-        spilled,
-        in_lanes,
-        compiled.metadata.shared,
-        target.tensor_core if target.tensor_core in assembly else None,
-        config.num_warps,
-        config.num_stages,
+        kernel=launch.name,
+        target=target.name,
+        registers=registers,
+        spilled_bytes=spilled,
+        scalars_in_lanes=in_lanes,
+        shared_bytes=compiled.metadata.shared,
+        static_shared_bytes=static_shared,
+        tensor_columns=getattr(compiled.metadata, "tmem_size", None) or 0,
+        tensor_core=target.tensor_core if target.tensor_core in assembly else None,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
 
 
