@@ -1,15 +1,20 @@
 """Captions without padding, the form in which text travels from tokenizer to pooled feature.
 
-Shapes: B captions, L context length, T tokens of all captions together.
+Shapes: B captions, L context length, T tokens of all captions together, U of them shared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Other = TypeVar("Other")
+
+_NO_TOKEN = -1
 
 
 class PackedText(NamedTuple):
@@ -26,6 +31,80 @@ class PackedText(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedText:
         return PackedText(*(t.to(device, non_blocking=non_blocking) for t in self))
+
+    def rows(self, begin: int, end: int) -> PackedText:
+        """The captions from `begin` up to `end`."""
+        ends = self.cu_seqlens[begin : end + 1]
+        return PackedText(self.tokens[int(ends[0]) : int(ends[-1])], ends - ends[0])
+
+    def take(self, captions: Tensor) -> PackedText:
+        """Those captions, in their order."""
+        lengths = self.cu_seqlens.diff()[captions]
+        cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)])
+        shift = self.cu_seqlens[captions] - cu_seqlens[:-1]
+        place = shift.repeat_interleave(lengths)
+        return PackedText(
+            self.tokens[place + torch.arange(len(place), device=place.device)], cu_seqlens
+        )
+
+
+class SharedText(NamedTuple):
+    """B captions whose common beginnings are held once. A causal tower computes the same for a
+    token wherever the same tokens are before it.
+
+    Attributes:
+        tokens: (U,) int64.
+        cu_fresh: (B + 1,) int32, from 0 to U; ``tokens[cu_fresh[b]:cu_fresh[b + 1]]`` end caption
+            b, and what they follow another caption has.
+        paths: the captions, each token being its place in `tokens`.
+    """
+
+    tokens: Tensor
+    cu_fresh: Tensor
+    paths: PackedText
+
+    def to(self, device: torch.device | str) -> SharedText:
+        return SharedText(self.tokens.to(device), self.cu_fresh.to(device), self.paths.to(device))
+
+    def packed(self) -> PackedText:
+        """As they are without sharing."""
+        return PackedText(self.tokens[self.paths.tokens], self.paths.cu_seqlens)
+
+
+def share_beginnings(text: PackedText) -> SharedText:
+    """Holds what a caption has in common with the one before it once: with captions in
+    `lexical_order` that is every distinct beginning.
+
+    Args:
+        text: on the CPU; one caption or more.
+    """
+    lengths = text.cu_seqlens.diff().numpy()
+    rows = pad_packed(text, int(lengths.max()), _NO_TOKEN).numpy()
+    alike = (rows[1:] == rows[:-1]) & (rows[1:] != _NO_TOKEN)
+    shared = np.zeros_like(lengths)
+    shared[1:] = np.logical_and.accumulate(alike, axis=1).sum(axis=1)
+    fresh_BL = (np.arange(rows.shape[1]) >= shared[:, None]) & (rows != _NO_TOKEN)
+    places_BL = np.zeros_like(rows)
+    places_BL[fresh_BL] = np.arange(fresh_BL.sum())
+    # Places rise from caption to caption, so the last one above a shared token is the largest.
+    np.maximum.accumulate(places_BL, axis=0, out=places_BL)
+    cu_fresh = np.concatenate([[0], (lengths - shared).cumsum()])
+    return SharedText(
+        torch.from_numpy(rows[fresh_BL]),
+        torch.from_numpy(cu_fresh.astype(np.int32)),
+        PackedText(torch.from_numpy(places_BL[rows != _NO_TOKEN]), text.cu_seqlens),
+    )
+
+
+def unshared(text: Other | SharedText) -> Other | PackedText:
+    """What a tower takes that computes every token of every caption."""
+    return text.packed() if isinstance(text, SharedText) else text
+
+
+def lexical_order(text: PackedText) -> Tensor:
+    """(B,) int64: captions sorted by their first token, then their second, … On the CPU."""
+    rows = pad_packed(text, int(text.cu_seqlens.diff().max()), _NO_TOKEN)
+    return torch.from_numpy(np.lexsort(rows.numpy().T[::-1]))
 
 
 def pack_ids(captions: Sequence[Sequence[int]]) -> PackedText:
@@ -79,13 +158,15 @@ def check_padded(text: Tensor) -> None:
         )
 
 
-def check_packed(text: PackedText, context_length: int) -> int:
+def check_packed(text: PackedText | SharedText, context_length: int) -> int:
     """The longest caption's tokens.
 
     Raises:
         ValueError: no caption, cu_seqlens that do not run from 0 to the number of tokens, or a
             caption that is empty or longer than the context.
     """
+    if isinstance(text, SharedText):
+        text = text.paths
     ends = text.cu_seqlens
     if ends.ndim != 1 or len(ends) < 2:
         raise ValueError(

@@ -18,12 +18,22 @@ from clipfast.adapters import patches
 from clipfast.adapters.acceleration import Adapter, Adapters, Left
 from clipfast.losses import ClipLoss, SigLipLoss
 from clipfast.models.hooks import has_user_hooks
-from clipfast.models.layouts import BatchedTokens, Layout, PackedTokens
+from clipfast.models.layouts import BatchedTokens, Layout, text_layout
 from clipfast.models.resnet import attention_pool, bottleneck, stem
 from clipfast.models.transformer import attend, residual_block, run_blocks
-from clipfast.packed_text import PackedText, check_packed, check_padded, pack_padded, pad_packed
+from clipfast.packed_text import (
+    PackedText,
+    SharedText,
+    check_packed,
+    check_padded,
+    pack_padded,
+    pad_packed,
+    unshared,
+)
 
 _VERSION = "3.3."
+
+_Text = Tensor | PackedText | SharedText
 
 
 @contextmanager
@@ -162,7 +172,7 @@ def _vision_forward(visual: Any, image: Tensor) -> Tensor | tuple[Tensor, Tensor
     return (features, tokens) if visual.output_tokens else features
 
 
-def _encode_text(model: Any, text: Tensor | PackedText, normalize: bool = False) -> Tensor:
+def _encode_text(model: Any, text: _Text, normalize: bool = False) -> Tensor:
     if has_user_hooks(model.transformer, model.token_embedding, model.ln_final):
         features: Tensor = patches.original(model, "encode_text")(_padded(text, model))
         return F.normalize(features, dim=-1) if normalize else features
@@ -171,7 +181,7 @@ def _encode_text(model: Any, text: Tensor | PackedText, normalize: bool = False)
     return F.normalize(features, dim=-1) if normalize else features
 
 
-def _text_forward(tower: Any, text: Tensor | PackedText) -> Tensor | tuple[Tensor, Tensor]:
+def _text_forward(tower: Any, text: _Text) -> Tensor | tuple[Tensor, Tensor]:
     if tower.output_tokens or has_user_hooks(*tower.children()):
         out: Tensor | tuple[Tensor, Tensor]
         out = patches.original(tower, "forward")(_padded(text, tower))
@@ -179,18 +189,18 @@ def _text_forward(tower: Any, text: Tensor | PackedText) -> Tensor | tuple[Tenso
     return _project(tower, _pooled_text(tower, text, tower.pool_type, tower.eos_id))
 
 
-def _pooled_text(tower: Any, text: Tensor | PackedText, pool_type: str, eos_id: int) -> Tensor:
+def _pooled_text(tower: Any, text: _Text, pool_type: str, eos_id: int) -> Tensor:
     """(B, W), after ln_final. Text is packed where nothing behind the pooled token matters."""
     causal = tower.attn_mask is not None
     by_token = pool_type in ("argmax", "eos")
     if causal and by_token:
-        if not isinstance(text, PackedText):
+        if not isinstance(text, PackedText | SharedText):
             check_padded(text)
             text = pack_padded(text, _ends(text, pool_type, eos_id))
         longest = tower.context_length
         if not torch.compiler.is_compiling():
             longest = check_packed(text, tower.context_length)
-        layout = PackedTokens.of(text.cu_seqlens, len(text.tokens), _heads(tower), longest)
+        layout = text_layout(text, _heads(tower), longest)
         x = _embed(tower, text.tokens, layout.positions)
         return tower.ln_final(_run(tower, x, layout))
     text = _padded(text, tower)
@@ -223,8 +233,9 @@ def _project(tower: Any, x: Tensor) -> Tensor:
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def _padded(text: Tensor | PackedText, tower: Any) -> Tensor:
-    return pad_packed(text, tower.context_length) if isinstance(text, PackedText) else text
+def _padded(text: _Text, tower: Any) -> Tensor:
+    plain: Tensor | PackedText = unshared(text)
+    return pad_packed(plain, tower.context_length) if isinstance(plain, PackedText) else plain
 
 
 def _heads(tower: Any) -> int:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipfast.models.config import INIT_LOGIT_SCALE
 from clipfast.models.hooks import has_user_hooks
-from clipfast.models.layouts import PackedTokens, PaddedTokens
+from clipfast.models.layouts import PaddedTokens, text_layout
 from clipfast.models.locking import (
     Part,
     clip_text_parts,
@@ -26,10 +27,12 @@ from clipfast.models.locking import (
 from clipfast.models.transformer import LayerNorm, Transformer
 from clipfast.packed_text import (
     PackedText,
+    SharedText,
     check_packed,
     check_padded,
     pack_padded,
     pad_packed,
+    unshared,
 )
 
 
@@ -50,9 +53,10 @@ class TwoTowers(nn.Module):
         self.visual = visual
         self.image_size = int(visual.image_size)  # type: ignore[arg-type]
 
-    def _add_logit_scale(self) -> None:
-        """Comes last: optimizer states know parameters by their order."""
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+    def _add_scale_and_bias(self, scale: float, bias: float | None) -> None:
+        """They come last: optimizer states know parameters by their order."""
+        self.logit_scale = nn.Parameter(torch.tensor(float(scale)))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, embed_dim).
@@ -69,8 +73,10 @@ class TwoTowers(nn.Module):
             features = self.visual(image)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, text: Tensor | PackedText, normalize: bool = False) -> Tensor:
-        """PackedText, or padded (B, L) ids -> (B, embed_dim).
+    def encode_text(
+        self, text: Tensor | PackedText | SharedText, normalize: bool = False
+    ) -> Tensor:
+        """PackedText, SharedText, or padded (B, L) ids -> (B, embed_dim).
 
         Raises:
             ValueError: padded text of another shape, no caption, a caption that is empty or longer
@@ -81,7 +87,7 @@ class TwoTowers(nn.Module):
         features = self.text_head(x)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def text_trunk(self, text: Tensor | PackedText) -> Tensor:
+    def text_trunk(self, text: Tensor | PackedText | SharedText) -> Tensor:
         """What a locked text tower computes: as `encode_text`, before `text_head`."""
         raise NotImplementedError
 
@@ -109,24 +115,30 @@ class TwoTowers(nn.Module):
             rest_locked_towers(self)
         return self
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tensors that timm's optimizers do not decay, beside vectors and biases."""
+        names = {"positional_embedding", "visual.positional_embedding", "visual.class_embedding"}
+        return names & dict(self.named_parameters()).keys()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Both towers keep their blocks' inputs alone; the backward computes the rest again."""
         raise NotImplementedError
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | PackedText | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor] | dict[str, Tensor | None]:
-        """Unit features of both towers and the multiplier exp(logit_scale)."""
+    ) -> tuple[Tensor | None, ...] | dict[str, Tensor | None]:
+        """Unit features of both towers, the multiplier exp(logit_scale), and the bias if any."""
         image_features = None if image is None else self.encode_image(image, normalize=True)
         text_features = None if text is None else self.encode_text(text, normalize=True)
         logit_scale = self.logit_scale.exp()
-        if self.output_dict:
-            return {
-                "image_features": image_features,
-                "text_features": text_features,
-                "logit_scale": logit_scale,
-            }
-        return image_features, text_features, logit_scale
+        found = {
+            "image_features": image_features,
+            "text_features": text_features,
+            "logit_scale": logit_scale,
+        }
+        if self.logit_bias is not None:
+            found["logit_bias"] = self.logit_bias
+        return found if self.output_dict else tuple(found.values())
 
 
 class CLIP(TwoTowers):
@@ -137,6 +149,8 @@ class CLIP(TwoTowers):
         context_length, vocab_size, width, heads, layers, mlp_ratio, ls_init_value: the text
             transformer's.
         activation: its MLPs'.
+        init_logit_scale: the multiplier's logarithm at first.
+        init_logit_bias: what SigLIP's loss adds to logits, at first; None for a model without.
 
     Source: Radford et al. 2021, arXiv 2103.00020, figure 3.
     """
@@ -155,6 +169,8 @@ class CLIP(TwoTowers):
         ls_init_value: float | None = None,
         activation: type[nn.Module] = nn.GELU,
         output_dict: bool = False,
+        init_logit_scale: float = INIT_LOGIT_SCALE,
+        init_logit_bias: float | None = None,
     ) -> None:
         super().__init__(visual, embed_dim=embed_dim, output_dict=output_dict)
         self.context_length, self.vocab_size = context_length, vocab_size
@@ -163,7 +179,7 @@ class CLIP(TwoTowers):
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
-        self._add_logit_scale()
+        self._add_scale_and_bias(init_logit_scale, init_logit_bias)
         self.transformer.init_as_openai()
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
@@ -175,23 +191,22 @@ class CLIP(TwoTowers):
         unseen = torch.full([self.context_length] * 2, -math.inf, device=self.logit_scale.device)
         return unseen.triu(1)
 
-    def text_trunk(self, text: Tensor | PackedText) -> Tensor:
-        """PackedText, or padded (B, L) ids, which are packed first -> (B, embed_dim).
+    def text_trunk(self, text: Tensor | PackedText | SharedText) -> Tensor:
+        """PackedText, SharedText, or padded (B, L) ids, which are packed first -> (B, embed_dim).
 
-        Blocks see packed tokens (T, W), or padded ones (B, L, W) when a hook waits for them.
+        Blocks see packed tokens (T, W) or shared ones (U, W), or padded ones (B, L, W) when a hook
+        waits for them.
         """
-        if not isinstance(text, PackedText):
+        if not isinstance(text, PackedText | SharedText):
             check_padded(text)
             text = pack_padded(text)
         longest = self.context_length
         if not torch.compiler.is_compiling():
             longest = check_packed(text, self.context_length)
         if has_user_hooks(self.transformer, self.token_embedding, self.ln_final):
-            features = self._encode_padded(text)
+            features = self._encode_padded(unshared(text))
         else:
-            layout = PackedTokens.of(
-                text.cu_seqlens, len(text.tokens), self.transformer.heads, longest
-            )
+            layout = text_layout(text, self.transformer.heads, longest)
             x = self.transformer(self._embed(text.tokens, layout.positions), layout)
             features = self.ln_final(x)
         return features @ self.text_projection
@@ -242,19 +257,27 @@ class CustomTextCLIP(TwoTowers):
         visual, embed_dim, output_dict: as `TwoTowers`.
         text: PackedText or padded (B, L) ids -> (B, embed_dim), as `proj(pooled(text))`; has
             `transformer`, `lock`, `context_length` and `vocab_size`.
+        init_logit_scale, init_logit_bias: as `CLIP`.
     """
 
     def __init__(
-        self, visual: nn.Module, text: nn.Module, *, embed_dim: int, output_dict: bool = False
+        self,
+        visual: nn.Module,
+        text: nn.Module,
+        *,
+        embed_dim: int,
+        output_dict: bool = False,
+        init_logit_scale: float = INIT_LOGIT_SCALE,
+        init_logit_bias: float | None = None,
     ) -> None:
         super().__init__(visual, embed_dim=embed_dim, output_dict=output_dict)
         self.text = text
         self.context_length: int = text.context_length  # type: ignore[assignment]
         self.vocab_size = text.vocab_size
-        self._add_logit_scale()
+        self._add_scale_and_bias(init_logit_scale, init_logit_bias)
 
-    def text_trunk(self, text: Tensor | PackedText) -> Tensor:
-        return self.text.pooled(text)  # type: ignore[operator]
+    def text_trunk(self, text: Tensor | PackedText | SharedText) -> Tensor:
+        return self.text.pooled(unshared(text))  # type: ignore[operator]
 
     def text_head(self, x: Tensor) -> Tensor:
         return self.text.proj(x)  # type: ignore[operator]

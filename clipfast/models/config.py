@@ -15,6 +15,8 @@ from clipfast.errors import UserError
 _BUILT_IN = files("clipfast.models") / "configs"
 _QUICK_GELU = "-quickgelu"  # the same model with OpenAI's activation
 
+INIT_LOGIT_SCALE = math.log(1 / 0.07)
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -103,10 +105,14 @@ class HFTextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """`init_logit_scale`: the multiplier's logarithm; `init_logit_bias`: SigLIP's, or None."""
+
     embed_dim: int
     vision: ViTConfig | ResNetConfig | ConvConfig
     text: TextConfig | HFTextConfig
     quick_gelu: bool = False
+    init_logit_scale: float = INIT_LOGIT_SCALE
+    init_logit_bias: float | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -151,8 +157,6 @@ _LEFT_OUT: dict[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "custom_text": (False,),
     "multimodal_cfg": (),
-    "init_logit_scale": (),
-    "init_logit_bias": (None,),
     "nonscalar_logit_scale": (False,),
 }
 
@@ -208,7 +212,8 @@ def parse_model_config(raw: Any, where: str = "model configuration") -> ModelCon
     if not isinstance(raw, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= raw.keys():
         raise UserError(f"{where}: expected the fields embed_dim, vision_cfg and text_cfg")
     raw = _without_left_out(raw, where)
-    unknown = raw.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+    rest_fields = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias")
+    unknown = raw.keys() - {"vision_cfg", "text_cfg", *rest_fields}
     if unknown:
         raise UserError(f"{where}: fields that clipfast does not know: {', '.join(unknown)}")
     for part in ("vision_cfg", "text_cfg"):
@@ -218,7 +223,7 @@ def parse_model_config(raw: Any, where: str = "model configuration") -> ModelCon
         "vision": _parse_vision(raw["vision_cfg"], f"{where}: vision_cfg"),
         "text": _parse_text(raw["text_cfg"], f"{where}: text_cfg"),
     }
-    rest = {name: raw[name] for name in ("embed_dim", "quick_gelu") if name in raw}
+    rest = {name: raw[name] for name in rest_fields if name in raw}
     return _fill(ModelConfig, towers | rest, where)
 
 
@@ -287,6 +292,9 @@ def _check_fields(config: Any) -> None:
             _expect(share, field.name, "a share of at least 0 and below 1", value)
         elif field.type.endswith("| None") and value is None:
             continue
+        elif field.name.startswith("init_logit_"):
+            finite = type(value) in (int, float) and math.isfinite(value)
+            _expect(finite, field.name, "a finite number", value)
         elif field.type == "int":
             _expect(_is_count(value, least), field.name, f"an integer of at least {least}", value)
         elif field.type == "list[int]":

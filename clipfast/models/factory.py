@@ -12,6 +12,7 @@ from torch import nn
 
 from clipfast.adapters import zoo
 from clipfast.adapters.acceleration import accelerate
+from clipfast.data.images.preprocess import Preprocess
 from clipfast.errors import UserError
 from clipfast.models.clip import CLIP, CustomTextCLIP, TwoTowers
 from clipfast.models.config import (
@@ -19,6 +20,7 @@ from clipfast.models.config import (
     ForeignField,
     HFTextConfig,
     ModelConfig,
+    TextConfig,
     ViTConfig,
     model_names,
     parse_model_config,
@@ -32,7 +34,7 @@ from clipfast.models.resnet import ModifiedResNet
 from clipfast.models.transformer import QuickGELU
 from clipfast.models.vit import VisionTransformer
 from clipfast.weights.loading import load_weights
-from clipfast.weights.reading import Weights, read_weights
+from clipfast.weights.reading import OPEN_CLIP_CONFIG, Weights, read_json, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ def create_model(
     force_image_size: int | None = None,
     force_context_length: int | None = None,
     force_patch_dropout: float | None = None,
+    force_custom_text: bool = False,
+    pretrained_image: bool = False,
+    cache_dir: str | None = None,
+    init_logit_scale: float | None = None,
+    init_logit_bias: float | None = None,
 ) -> Any:
     """Builds a model, freshly initialised or with weights.
 
@@ -63,6 +70,10 @@ def create_model(
             float32, pure_bf16 and pure_fp16 everything in 16 bits; the others float32.
         force_quick_gelu, force_image_size, force_context_length, force_patch_dropout: in place of
             what the configuration says.
+        force_custom_text: the text tower is a module `text`, in a model of open_clip's own.
+        pretrained_image: a timm image tower has timm's weights, unless `pretrained` is given.
+        cache_dir: where open_clip keeps the weights and tokenizers that it fetches.
+        init_logit_scale, init_logit_bias: in place of the configuration's.
 
     Returns:
         A `clipfast.models.clip.TwoTowers`, or open_clip's model.
@@ -73,18 +84,27 @@ def create_model(
     folder = Path(name.removeprefix("local-dir:"))
     if folder.is_dir() and pretrained is None:
         pretrained = folder
-    weights = None if pretrained is None else read_weights(_weights_file(name, pretrained))
+    weights = None
+    if pretrained is not None:
+        weights = read_weights(_weights_file(name, pretrained, cache_dir))
     forced: dict[str, Any] = {
         "force_quick_gelu": force_quick_gelu,
         "force_image_size": force_image_size,
         "force_context_length": force_context_length,
         "force_patch_dropout": force_patch_dropout,
+        "force_custom_text": force_custom_text,
     }
+    logits: dict[str, Any] = {}
+    if init_logit_scale is not None:
+        logits["init_logit_scale"] = init_logit_scale
+    if init_logit_bias is not None:
+        logits["init_logit_bias"] = init_logit_bias
     try:
-        config = _forced(_read_config(name, folder, weights), **forced)
+        config = replace(_forced(_read_config(name, folder, weights), **forced), **logits)
     except ForeignField as foreign:
-        options = {"output_dict": output_dict, "precision": precision, **forced}
-        model: nn.Module = zoo.create(plain_name(name), foreign, **options)
+        options = {"output_dict": output_dict, "precision": precision, **forced, **logits}
+        options |= {"pretrained_image": pretrained_image and weights is None}
+        model: nn.Module = zoo.create(plain_name(name), foreign, cache_dir, **options)
         accelerate(model)
     else:
         model = build_model(_with_activation_of(weights, config), output_dict=output_dict)
@@ -97,7 +117,12 @@ def create_model(
 def build_model(config: ModelConfig, *, output_dict: bool = False) -> TwoTowers:
     activation = QuickGELU if config.quick_gelu else nn.GELU
     visual = _build_visual(config, activation)
-    shared: dict[str, Any] = {"embed_dim": config.embed_dim, "output_dict": output_dict}
+    shared: dict[str, Any] = {
+        "embed_dim": config.embed_dim,
+        "output_dict": output_dict,
+        "init_logit_scale": config.init_logit_scale,
+        "init_logit_bias": config.init_logit_bias,
+    }
     if isinstance(config.text, HFTextConfig):
         return CustomTextCLIP(visual, HFTextTower(config.text, config.embed_dim), **shared)
     return CLIP(visual, activation=activation, **vars(config.text), **shared)
@@ -140,12 +165,31 @@ def _read_config(name: str, folder: Path, weights: Weights | None) -> ModelConfi
     return parse_model_config(weights.config, str(folder))
 
 
-def _weights_file(name: str, pretrained: str | Path) -> Path:
+def preprocess_of(name: str, pretrained: str | Path | None = None) -> Preprocess:
+    """How a model that `create_model` makes of these wants its images.
+
+    A folder in open_clip's form says so itself, and open_clip knows for its tags; all others are
+    shown images as CLIP is.
+
+    Raises:
+        UserError: a folder's configuration cannot be read or honoured.
+    """
+    folder = Path(name.removeprefix("local-dir:") if pretrained is None else pretrained)
+    file = folder / OPEN_CLIP_CONFIG
+    if file.is_file():
+        return Preprocess.of(read_json(file).get("preprocess_cfg") or {}, str(file))
+    if pretrained is None or folder.exists():
+        return Preprocess()
+    tag = zoo.known_weights(plain_name(name), str(pretrained)) or {}
+    return Preprocess.of(tag, f"--pretrained {pretrained}")
+
+
+def _weights_file(name: str, pretrained: str | Path, cache_dir: str | None) -> Path:
     """The file, or the one that open_clip has, or fetches, under this tag."""
     path = Path(pretrained)
     if path.exists():
         return path
-    return zoo.find_weights(plain_name(name), str(pretrained)) or path
+    return zoo.find_weights(plain_name(name), str(pretrained), cache_dir) or path
 
 
 def _forced(
@@ -155,8 +199,11 @@ def _forced(
     force_image_size: int | None,
     force_context_length: int | None,
     force_patch_dropout: float | None,
+    force_custom_text: bool,
 ) -> ModelConfig:
     vision, text = config.vision, config.text
+    if force_custom_text and isinstance(text, TextConfig):
+        raise ForeignField("--force-custom-text: a text module needs open_clip's own model")
     if force_image_size is not None:
         vision = replace(vision, image_size=force_image_size)
     if force_patch_dropout is not None:

@@ -4,16 +4,19 @@ A transformer block only ever asks its layout three things: attend over whole se
 from each sequence's pooled token alone, and pick the pooled tokens. So the same blocks serve
 images and captions, packed or padded.
 
-B sequences, L tokens of each, T tokens of all, H heads, D head width, W = H·D.
+B sequences, L tokens of each, T tokens of all, U of them shared, H heads, D head width, W = H·D.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from clipfast_kernels import attention, attention_kv, attention_qkv
 from torch import Tensor
+
+from clipfast.packed_text import PackedText, SharedText
 
 
 class BatchedTokens(NamedTuple):
@@ -103,7 +106,70 @@ class PackedTokens(NamedTuple):
         return x_TW.index_select(0, self.last)
 
 
-Layout = BatchedTokens | PaddedTokens | PackedTokens
+class SharedTokens(NamedTuple):
+    """(U, W): causal sequences whose common beginnings are held once, pooled at the last token.
+
+    A sequence's fresh tokens, which are its last ones, ask; all of its tokens answer. A beginning
+    is asked for where it is fresh, once::
+
+        a photo of a cat     asks with all its tokens
+        a photo of a dog     asks with dog; the keys of "a photo of a" are there
+
+    Attributes:
+        whole: the sequences as if nothing was shared.
+        paths: (T,) int64, the row of each of their tokens.
+        cu_fresh: (B+1,) int32, where the fresh tokens of each sequence begin, and U.
+        positions: (U,) int64, each token's in its sequences.
+        last: (B,) int64, the row of each sequence's last token.
+    """
+
+    whole: PackedTokens
+    paths: Tensor
+    cu_fresh: Tensor
+    positions: Tensor
+    last: Tensor
+
+    @staticmethod
+    def of(text: SharedText, heads: int, max_length: int) -> SharedTokens:
+        """Args: as the attributes of `PackedTokens`."""
+        paths = text.paths.tokens
+        whole = PackedTokens.of(text.paths.cu_seqlens, len(paths), heads, max_length)
+        positions = torch.empty_like(text.tokens)
+        positions[paths] = whole.positions
+        return SharedTokens(whole, paths, text.cu_fresh, positions, paths[whole.last])
+
+    def attend(self, *parts_UW: Tensor) -> Tensor:
+        """(U, 3·W) or three (U, W) -> (U, W)."""
+        q, *rest = parts_UW
+        if not rest:
+            width = q.shape[-1] // 3
+            q, rest = q[:, :width], [q[:, width:]]
+        cu_q, cu_k, longest = self.cu_fresh, self.whole.cu_seqlens, self.whole.max_length
+        parts = self._along_paths(rest)
+        return _attend_from(q, parts, self.whole.heads, cu_q, cu_k, longest, longest, causal=True)
+
+    def attend_pooled(self, q_BW: Tensor, *parts_UW: Tensor) -> Tensor:
+        """(B, W), and (U, 2·W) or two (U, W) -> (B, W)."""
+        return self.whole.attend_pooled(q_BW, *self._along_paths(parts_UW))
+
+    def pooled(self, x_UW: Tensor) -> Tensor:
+        return x_UW.index_select(0, self.last)
+
+    def _along_paths(self, parts_UW: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """(T, …) each."""
+        return tuple(x.index_select(0, self.paths) for x in parts_UW)
+
+
+Layout = BatchedTokens | PaddedTokens | PackedTokens | SharedTokens
+
+
+def text_layout(
+    text: PackedText | SharedText, heads: int, max_length: int
+) -> PackedTokens | SharedTokens:
+    """Args: as the attributes of `PackedTokens`."""
+    if isinstance(text, SharedText):
+        return SharedTokens.of(text, heads, max_length)
+    return PackedTokens.of(text.cu_seqlens, len(text.tokens), heads, max_length)
 
 
 def _attend(
@@ -136,14 +202,20 @@ def _attend_from(
     cu_k: Tensor | None = None,
     max_q: int | None = None,
     max_k: int | None = None,
+    *,
+    causal: bool = False,
 ) -> Tensor:
     q = q.unflatten(-1, (heads, -1))
     if len(parts) == 1:
         kv = _split_heads(parts[0], 2, heads)
-        out = attention_kv(q, kv, cu_q, cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k)
+        out = attention_kv(
+            *(q, kv, cu_q, cu_k), max_seqlen_q=max_q, max_seqlen_k=max_k, causal=causal
+        )
     else:
         k, v = (x.unflatten(-1, (heads, -1)) for x in parts)
-        out = attention(q, k, v, cu_q, cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k)
+        out = attention(
+            *(q, k, v, cu_q, cu_k), max_seqlen_q=max_q, max_seqlen_k=max_k, causal=causal
+        )
     return out.flatten(-2)
 
 

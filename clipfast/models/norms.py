@@ -18,14 +18,15 @@ def normalized(norm: nn.Module, x: Tensor, *, relu: bool = False) -> Tensor:
     if type(norm) is not nn.BatchNorm2d or x.device.type != "cpu" or has_user_hooks(norm):
         y = norm(x)
         return F.relu(y, inplace=True) if relu else y
-    if norm.training and norm.num_batches_tracked is not None:
+    untouched = norm.training and not norm.track_running_stats
+    if norm.training and norm.num_batches_tracked is not None and not untouched:
         norm.num_batches_tracked.add_(1)
     return batch_norm(
         x,
         norm.weight,
         norm.bias,
-        norm.running_mean,
-        norm.running_var,
+        None if untouched else norm.running_mean,
+        None if untouched else norm.running_var,
         training=norm.training,
         momentum=norm.momentum,  # type: ignore[arg-type]
         eps=norm.eps,

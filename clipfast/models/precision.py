@@ -51,6 +51,11 @@ def input_dtype(precision: str) -> torch.dtype:
     return {**_MATRICES, **_EVERYTHING}.get(precision, torch.float32)
 
 
+def computed_dtype(precision: str) -> torch.dtype:
+    """In which a model of this precision multiplies its matrices."""
+    return {**_AUTOCAST, **_MATRICES, **_EVERYTHING}.get(precision, torch.float32)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """In which a model of this precision computes its forward."""
     if precision not in _AUTOCAST:

@@ -19,22 +19,24 @@ def recomputed(block: nn.Module, *arguments: Any) -> Tensor:
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_untouched(norms)
+        return nullcontext(), statistics_untouched(block)
 
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    extra: dict[str, Any] = {"context_fn": contexts} if norms and block.training else {}
+    # Whether they move now is no answer: the backward may come after `statistics_untouched`.
+    norms = block.training and any(isinstance(m, _BatchNorm) for m in block.modules())
+    extra: dict[str, Any] = {"context_fn": contexts} if norms else {}
     out: Tensor = checkpoint(block, *arguments, use_reentrant=False, **extra)
     return out
 
 
 @contextmanager
-def _statistics_untouched(norms: list[Any]) -> Iterator[None]:
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+def statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """BatchNorms in the module, of any kind, compute as they would, and neither move their running
+    statistics nor count the batch."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+        for norm in norms:
+            norm.track_running_stats = True

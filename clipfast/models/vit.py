@@ -78,13 +78,23 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x, layout = self.embed(image), BatchedTokens(self.transformer.heads)
-        watched = has_user_hooks(self.transformer, self.ln_post)
-        if not self.output_tokens and not watched:
-            return self.ln_post(self.transformer(x, layout)) @ self.proj
-        tokens = self.ln_post(self.transformer(x, layout, every_token=True))
-        pooled = layout.pooled(tokens) @ self.proj
-        return (pooled, tokens[:, 1:]) if self.output_tokens else pooled
+        if not self.output_tokens:
+            return self.pooled(image) @ self.proj
+        tokens = self._every_token(image)
+        return tokens[:, 0] @ self.proj, tokens[:, 1:]
+
+    def pooled(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, W), what `proj` projects."""
+        if has_user_hooks(self.transformer, self.ln_post):
+            return self._every_token(image)[:, 0]
+        return self.ln_post(self.transformer(self.embed(image), self._layout))
+
+    def _every_token(self, image: Tensor) -> Tensor:
+        return self.ln_post(self.transformer(self.embed(image), self._layout, every_token=True))
+
+    @property
+    def _layout(self) -> BatchedTokens:
+        return BatchedTokens(self.transformer.heads)
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, L, W), the transformer's input."""

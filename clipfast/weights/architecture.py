@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from clipfast.errors import UserError
-from clipfast.models.config import ConvConfig, ModelConfig, ResNetConfig
+from clipfast.models.config import INIT_LOGIT_SCALE, ConvConfig, ModelConfig, ResNetConfig
 from clipfast.weights.names import with_flat_text
 
 _HEAD_WIDTH = 64  # of every published model; shapes do not tell it
@@ -39,9 +39,11 @@ def infer_config(state_dict: Mapping[str, Tensor], quick_gelu: bool) -> dict[str
         raise UserError(f"{expected}; {error.args[0]} is missing") from None
     except ValueError:
         raise UserError(f"{expected}; got other shapes") from None
+    bias = {"init_logit_bias": float(state["logit_bias"])} if "logit_bias" in state else {}
     return {
         "embed_dim": embed_dim,
         "quick_gelu": quick_gelu,
+        **bias,
         "vision_cfg": vision,
         "text_cfg": {
             "context_length": context_length,
@@ -88,9 +90,14 @@ def open_clip_json(config: ModelConfig) -> dict[str, Any]:
         vision["tower"] = "conv"
     if isinstance(config.vision, ResNetConfig):
         vision["patch_size"] = None
-    return {
+    raw = {
         "embed_dim": config.embed_dim,
         "quick_gelu": config.quick_gelu,
         "vision_cfg": vision,
         "text_cfg": asdict(config.text),
     }
+    if config.init_logit_scale != INIT_LOGIT_SCALE:
+        raw["init_logit_scale"] = config.init_logit_scale
+    if config.init_logit_bias is not None:
+        raw["init_logit_bias"] = config.init_logit_bias
+    return raw

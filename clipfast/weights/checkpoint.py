@@ -31,6 +31,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             epoch or optimizer is not what open_clip's form has there.
     """
     path = Path(path)
+    content = read_dict(path)
+    if "state_dict" not in content:
+        content = {"state_dict": content}
+    _check_content(content, path)
+    content["state_dict"] = unwrapped(content["state_dict"])
+    return content
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """Reads a dict of tensors and plain values that torch.save wrote, executing nothing in it.
+
+    Raises:
+        UserError: the file is missing, cut short, of another kind, or holds code.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     if is_torchscript(path):
@@ -50,10 +64,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path}: expected a dict; got {type(content).__name__}")
-    if "state_dict" not in content:
-        content = {"state_dict": content}
-    _check_content(content, path)
-    content["state_dict"] = unwrapped(content["state_dict"])
     return content
 
 

@@ -155,6 +155,8 @@ def config_to_huggingface(config: ModelConfig, dtype: torch.dtype) -> dict[str, 
         raise UserError("huggingface: expected a model with CLIP's text tower; got another tower")
     if vision.ls_init_value is not None or text.ls_init_value is not None:
         raise UserError("huggingface: expected a model without ls_init_value; got one with it")
+    if config.init_logit_bias is not None:
+        raise UserError("huggingface: expected a model without logit_bias; got one with it")
     activation = "quick_gelu" if config.quick_gelu else "gelu"
     return {
         "architectures": ["CLIPModel"],

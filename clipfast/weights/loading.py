@@ -79,6 +79,8 @@ def fitted(
         if name.endswith(".num_batches_tracked"):
             # Old files lack it, and BatchNorm with a fixed momentum does not read it.
             given.setdefault(name, torch.zeros_like(tensor, device="cpu"))
+    if "logit_bias" in own:  # weights of the softmax loss, to be trained with the sigmoid
+        given.setdefault("logit_bias", torch.zeros_like(own["logit_bias"], device="cpu"))
     shaped = {
         name: _shaped(given[name], name, tensor.shape, resize)
         for name, tensor in own.items()

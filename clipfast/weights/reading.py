@@ -114,11 +114,11 @@ def _read_folder(folder: Path) -> Weights:
     open_clip = _first(folder, OPEN_CLIP_FILES)
     if open_clip and (folder / OPEN_CLIP_CONFIG).is_file():
         where = f"{folder / OPEN_CLIP_CONFIG}: {CONFIG_KEY}"
-        config = _read_json(folder / OPEN_CLIP_CONFIG).get(CONFIG_KEY)
+        config = read_json(folder / OPEN_CLIP_CONFIG).get(CONFIG_KEY)
         return _with_config(read_weights(open_clip).state_dict, config, where)
     if (folder / HF_CONFIG).is_file():
         config_file = folder / HF_CONFIG
-        config = config_from_huggingface(_read_json(config_file), str(config_file))
+        config = config_from_huggingface(read_json(config_file), str(config_file))
         state = from_huggingface(_read_huggingface(folder), str(folder))
         return Weights(state, config["quick_gelu"], config)
     raise UserError(
@@ -135,7 +135,7 @@ def _read_huggingface(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"checkpoint {folder}: expected one of {', '.join((*HF_FILES, HF_INDEX))}; got none"
         )
-    shards: Any = _read_json(index).get("weight_map")
+    shards: Any = read_json(index).get("weight_map")
     names: list[Any] = list(shards.values()) if isinstance(shards, dict) else [None]
     if not all(isinstance(n, str) and re.fullmatch(r"[^/\\]+\.safetensors", n) for n in names):
         raise UserError(
@@ -151,7 +151,12 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -201,6 +201,7 @@ def test_half_precision_parameters_stay_as_close_as_their_own(everything):
     assert error() <= 2 * theirs
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_it_whole_with_packed_text():
     model = accelerate(make_open_clip("vit").double(), verbose=False)
     text = captions_packed()

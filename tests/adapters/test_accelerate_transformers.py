@@ -142,6 +142,7 @@ def test_another_image_size_is_interpolated_as_before():
     torch.testing.assert_close(actual, expected, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_it():
     model = accelerate(make_clip_model().double(), verbose=False)
     expected = clip_model_step(model)

@@ -44,7 +44,7 @@ def test_a_caption_is_encoded_the_same_alone_and_among_longer_ones(model):
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_repeated_steps_give_the_same_gradient_bits():
+def test_repeated_steps_give_the_same_gradient_bits(all_threads):
     """Indexing a parameter, whose gradient torch adds up in any order of the threads, does not."""
     model = create_model("digits-conv").train()
     images = torch.randn(128, 3, 32, 32)

@@ -175,6 +175,7 @@ def test_autocast_is_as_close_as_open_clips(config, vision):
     assert errors[0] <= 2 * errors[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", VISION)
 def test_torch_compile_takes_the_whole_model(config, vision):
     model, _ = pair(config(vision))
