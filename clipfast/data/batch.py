@@ -31,6 +31,37 @@ class Batch(NamedTuple):
     image_found: Found | None = None
     text_found: Found | None = None
 
+    @property
+    def samples(self) -> int:
+        return len(self.numbers)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts, in order; their number divides the samples'."""
+        size = self.samples // parts
+        return [self._rows(begin, begin + size) for begin in range(0, self.samples, size)]
+
+    def _rows(self, begin: int, end: int) -> Batch:
+        image_begin, image_end, image_found = _computed(self.image_found, begin, end)
+        text_begin, text_end, text_found = _computed(self.text_found, begin, end)
+        return Batch(
+            self.images[image_begin:image_end],
+            self.text[text_begin:text_end]
+            if isinstance(self.text, Tensor)
+            else self.text.rows(text_begin, text_end),
+            self.numbers[begin:end],
+            image_found,
+            text_found,
+        )
+
+
+def _computed(found: Found | None, begin: int, end: int) -> tuple[int, int, Found | None]:
+    """Which of the rows to compute belong to the samples from `begin` to `end`."""
+    if found is None:
+        return begin, end, None
+    first, last = np.searchsorted(found.missing, [begin, end])
+    rows = Found(found.features[begin:end], found.missing[first:last] - begin)
+    return int(first), int(last), rows
+
 
 def join_text(parts: Sequence[PackedText | Tensor]) -> PackedText | Tensor:
     """The captions of all parts, in their order."""

@@ -144,7 +144,7 @@ class FeatureCache:
             whole = False
         if not whole:
             raise UserError(
-                f"--cache-locked-features: {self.path}: expected {_ABOUT}, {_FEATURES} and "
+                f"feature cache {self.path}: expected {_ABOUT}, {_FEATURES} and "
                 f"{_CHECKSUMS} of {self.samples} rows; got a damaged cache: remove the folder, "
                 "and it is made anew"
             )

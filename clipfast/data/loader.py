@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from clipfast.data.batch import Batch, join_text
 from clipfast.data.feature_cache import FeatureCache, gather
 from clipfast.data.images.decoders import Decoder
 from clipfast.data.quarantine import Quarantine
-from clipfast.data.sampler import Sampler
 from clipfast.data.sources.sample_set import SampleSet
 from clipfast.data.sources.samples import Fault, Place, UnusableError
 from clipfast.errors import UserError
@@ -41,10 +40,31 @@ class Caches(NamedTuple):
     text: FeatureCache | None = None
 
 
+class SampleOrder(Protocol):
+    """Which samples form which step: `Sampler` in training, `InOrder` in evaluation.
+
+    Attributes:
+        steps_per_epoch: of this process.
+    """
+
+    steps_per_epoch: int
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The numbers of a step's samples."""
+
+    def substitute(self, epoch: int, number: int, attempt: int) -> int | None:
+        """The sample that takes the place of an unusable one, `attempt` = 1, 2, …; None leaves the
+        place out."""
+
+    def generator(self, epoch: int, number: int) -> Random | None:
+        """The random numbers of one sample in one epoch; None takes its first caption."""
+
+
 class Loader:
     """Reads, decodes and tokenizes the sampler's steps in threads, in order.
 
-    A sample that cannot be used is replaced by another, so every step is full, and listed once.
+    A sample that cannot be used is replaced by another, so every step is full, or left out, as the
+    sampler has it, and listed once.
 
     Args:
         samples: by number.
@@ -52,22 +72,22 @@ class Loader:
         decoder: encoded images to pixels of S × S.
         image_size: S.
         read_caption: a sample's captions to the one that is shown; the first without random
-            numbers.
+            numbers. None shows images alone.
         tokenize: captions to ids; called from several threads.
         augment: False shows each image as evaluation does.
         workers: threads; 0 works in the caller's.
-        quarantine: lists what was replaced.
+        quarantine: lists what was replaced or left out.
         caches: of locked towers.
     """
 
     def __init__(
         self,
         samples: SampleSet,
-        sampler: Sampler,
+        sampler: SampleOrder,
         *,
         decoder: Decoder,
         image_size: int,
-        read_caption: Callable[[Sequence[bytes], Random | None], str],
+        read_caption: Callable[[Sequence[bytes], Random | None], str] | None,
         tokenize: Callable[[Sequence[str]], PackedText | Tensor],
         augment: bool,
         workers: int,
@@ -130,6 +150,7 @@ class _Slot:
     asked: int  # the sampler's sample
     number: int  # that, or its substitute
     attempts: int = 0
+    left_out: bool = False
     encoded: bytes | None = None
     caption: str | None = None
     place: Place | None = None
@@ -158,26 +179,28 @@ class _Step:
         )
 
     def fill(self, slots: list[_Slot]) -> None:
-        """Reads, decodes and tokenizes a part; what cannot be used is replaced."""
+        """Reads, decodes and tokenizes a part; what cannot be used is replaced or left out."""
         self.loader.quarantine.tried(len(slots))
         waiting = slots
         while waiting:
             unusable = [slot for slot in waiting if not self._read(slot)]
             unusable += self._decode([slot for slot in waiting if slot.encoded is not None])
-            waiting = unusable
+            waiting = [slot for slot in unusable if not slot.left_out]
         captions = [slot.caption for slot in slots if slot.caption is not None]
         if captions:
             self.texts[slots[0].row] = self.loader.tokenize(captions)
 
     def batch(self) -> Batch:
         """Of all parts, once they are filled."""
-        caches, slots, images = self.loader.caches, self.slots, self.images
-        if caches.image is not None:
-            images = images[[slot.row for slot in slots if slot.image_row is None]]
+        caches, images = self.loader.caches, self.images
+        slots = [slot for slot in self.slots if not slot.left_out]
+        decoded = [slot.row for slot in slots if slot.image_row is None]
+        if len(decoded) < len(images):
+            images = images[decoded]
         return Batch(
             images,
             join_text([text for _, text in sorted(self.texts.items())]),
-            np.array([slot.number for slot in slots]),
+            np.array([slot.number for slot in slots], np.int64),
             None if caches.image is None else gather([slot.image_row for slot in slots]),
             None if caches.text is None else gather([slot.text_row for slot in slots]),
         )
@@ -188,14 +211,15 @@ class _Step:
         slot.encoded = slot.caption = None
         slot.image_row = None if caches.image is None else caches.image.get(slot.number)
         slot.text_row = None if caches.text is None else caches.text.get(slot.number)
-        if slot.image_row is not None and slot.text_row is not None:
+        shows_text = loader.read_caption is not None and slot.text_row is None
+        if slot.image_row is not None and not shows_text:
             return True
         slot.random = loader.sampler.generator(self.epoch, slot.number)
         slot.place = None
         try:
             sample = loader.samples.read(slot.number, image=slot.image_row is None)
             slot.place = sample.place
-            if slot.text_row is None:
+            if shows_text and loader.read_caption is not None:
                 random = slot.random if caches.text is None else None
                 slot.caption = loader.read_caption(sample.captions, random)
         except UnusableError as error:
@@ -232,7 +256,11 @@ class _Step:
                 f"data: expected mostly usable samples; {_SUBSTITUTES} drawn in a row were not, "
                 f"the last {place.key} in {place.shard}: {reason}"
             )
-        slot.number = loader.sampler.substitute(self.epoch, slot.asked, slot.attempts)
+        substitute = loader.sampler.substitute(self.epoch, slot.asked, slot.attempts)
+        if substitute is None:
+            slot.left_out = True
+        else:
+            slot.number = substitute
 
 
 def _finished(step: _Step, parts: list[Future[None]]) -> Batch:

@@ -19,7 +19,8 @@ class Quarantine:
     """Lists each fault once, as a line of JSON {shard, offset, key, reason}.
 
     Args:
-        file: appended to; what it lists already, from before a resume, is not listed again.
+        file: appended to; what it lists already, from before a resume, is not listed again. None
+            lists nothing, but tells.
         most: the share of unusable ones among the samples tried, above which a run stops.
         tell: called with each fault that is listed.
 
@@ -27,12 +28,12 @@ class Quarantine:
         replaced: how many samples had to be replaced, each counted once.
     """
 
-    def __init__(self, file: Path, most: float, tell: Callable[[Fault], None]) -> None:
+    def __init__(self, file: Path | None, most: float, tell: Callable[[Fault], None]) -> None:
         self.file, self.most, self.tell = file, most, tell
         self.replaced = 0
         self._tried = 0
         self._met = set[tuple[str, int, str]]()
-        text = file.read_text() if file.is_file() else ""
+        text = file.read_text() if file is not None and file.is_file() else ""
         self._listed = set(map(_place, _lines(text)))
         self._cut = bool(text) and not text.endswith("\n")  # by a crash
         self._lock = threading.Lock()
@@ -70,10 +71,11 @@ class Quarantine:
         if fault.place in self._listed:
             return
         self._listed.add(fault.place)
-        entry = fault.place._asdict() | {"reason": fault.reason}
-        with open(self.file, "a") as file:
-            file.write("\n" * self._cut + json.dumps(entry) + "\n")
-        self._cut = False
+        if self.file is not None:
+            entry = fault.place._asdict() | {"reason": fault.reason}
+            with open(self.file, "a") as file:
+                file.write("\n" * self._cut + json.dumps(entry) + "\n")
+            self._cut = False
         self.tell(fault)
 
 

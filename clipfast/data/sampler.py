@@ -65,6 +65,22 @@ class Order:
     lanes: int
     drawing: str
 
+    def world_sizes(self) -> list[int]:
+        """The numbers of ranks that can share the lanes out evenly."""
+        return [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
+
+    def misfit(self, world_size: int) -> str | None:
+        """Why so many ranks cannot take this order, and which can; None where they can."""
+        if self.lanes % world_size == 0:
+            return None
+        possible = self.world_sizes()
+        near = [size for size in possible if size < world_size][-1:]
+        near += [size for size in possible if size > world_size][:1]
+        return (
+            f"world size: expected a divisor of {self.lanes}, the lanes that the samples are dealt "
+            f"to; got {world_size}; the nearest are {' and '.join(map(str, near))}"
+        )
+
 
 class Sampler:
     """Each sample once before any comes again, in the set or in a lane of it; the last steps go on
@@ -88,12 +104,8 @@ class Sampler:
         self.samples = int(self._first[-1])
         self._lane_cuts = np.arange(order.lanes + 1) * self.samples // order.lanes
         self._shard_order = lru_cache(2)(self._shuffled_shards)
-        if order.lanes % world_size:
-            raise UserError(
-                f"world size: expected a divisor of {order.lanes}, the lanes that the samples are "
-                f"dealt to; got {world_size}; the nearest are "
-                f"{' and '.join(map(str, _nearest_divisors(order.lanes, world_size)))}"
-            )
+        if (misfit := order.misfit(world_size)) is not None:
+            raise UserError(misfit)
 
     @staticmethod
     def of(
@@ -104,19 +116,31 @@ class Sampler:
         epoch_samples: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        micro_batches: int = 1,
     ) -> Sampler:
-        """open_clip's epoch: batches rounded up, then up to a multiple of the workers.
+        """open_clip's epoch: batches rounded up, then up to a multiple of the workers; of those
+        that are left over when steps take several, none.
 
         Args:
             batch_size: of all ranks together.
             epoch_samples: how many samples an epoch has instead of all; fewer leave some out, other
                 ones in each epoch, more begin anew.
+            micro_batches: how many such batches make a step.
+
+        Raises:
+            UserError: an epoch has less than one step.
         """
         samples = int(shards.counts.sum())
         batches = -(-(epoch_samples or samples) // batch_size)
-        steps = -(-batches // max(1, workers)) * max(1, workers)
-        lanes = _lanes(samples, len(shards.counts), batch_size)
-        order = Order(batch_size, steps, seed, lanes, _drawing(shards.weights))
+        batches = -(-batches // max(1, workers)) * max(1, workers)
+        steps, of_step = batches // micro_batches, batch_size * micro_batches
+        if steps == 0:
+            raise UserError(
+                f"--accum-freq: expected at most {batches}, the batches of {batch_size} in an "
+                f"epoch; got {micro_batches}"
+            )
+        lanes = _lanes(samples, len(shards.counts), of_step, world_size)
+        order = Order(of_step, steps, seed, lanes, _drawing(shards.weights))
         return Sampler(shards, order, rank, world_size)
 
     def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
@@ -187,16 +211,15 @@ class Sampler:
         return self._first[shard] + (begin + line % length) % counts[shard]
 
 
-def _lanes(samples: int, shards: int, batch_size: int) -> int:
+def _lanes(samples: int, shards: int, batch_size: int, world_size: int) -> int:
+    """As many as leave each about a shard, or a window; more, shorter ones where there are more
+    ranks than that."""
     if samples <= WHOLE:
         return batch_size
     most = min(batch_size, max(shards, samples // WINDOW))
-    return next(lanes for lanes in range(most, 0, -1) if batch_size % lanes == 0)
-
-
-def _nearest_divisors(number: int, to: int) -> list[int]:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return [*[d for d in divisors if d < to][-1:], *[d for d in divisors if d > to][:1]]
+    divisors = [lanes for lanes in range(1, batch_size + 1) if batch_size % lanes == 0]
+    shared = [lanes for lanes in divisors if lanes % world_size == 0] or divisors
+    return next((lanes for lanes in reversed(shared) if lanes <= most), shared[0])
 
 
 def _drawing(weights: NDArray[np.float64] | None) -> str:

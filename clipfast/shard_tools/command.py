@@ -1,4 +1,4 @@
-"""`clipfast shards`: makes, checks, shrinks and describes WebDataset shards."""
+"""`clipfast shards`: makes, checks, shrinks, describes and deals WebDataset shards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 from clipfast.errors import UserError
-from clipfast.shard_tools import check, make, resize, stats
+from clipfast.shard_tools import check, deal, make, resize, stats
 
-_COMMANDS = {"make": make, "check": check, "resize": resize, "stats": stats}
+_COMMANDS = {"make": make, "check": check, "resize": resize, "stats": stats, "deal": deal}
 
 _LIMITS = {
     "--samples-per-shard": (1, math.inf),
@@ -19,6 +19,13 @@ _LIMITS = {
     "--workers": (1, math.inf),
     "--examples": (0, math.inf),
     "--sample": (1, math.inf),
+    "--world-size": (1, math.inf),
+    "--batch-size": (1, math.inf),
+    "--accum-freq": (1, math.inf),
+    "--train-num-samples": (1, math.inf),
+    "--steps": (1, math.inf),
+    "--seed": (0, math.inf),
+    "--epoch": (0, math.inf),
 }
 
 
@@ -30,7 +37,7 @@ def shards(arguments: Sequence[str]) -> int:
         OSError: a folder cannot be written.
     """
     parser = argparse.ArgumentParser(
-        prog="clipfast shards", description="Makes, checks, shrinks and describes shards."
+        prog="clipfast shards", description="Makes, checks, shrinks, describes and deals shards."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():

@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     }
     begin(folder / "make.json", settings)
     done = _whole_shards(folder, args.prefix, args.samples_per_shard)
-    rejected = Quarantine(folder / "rejected.jsonl", 1.0, lambda fault: None)
+    rejected_file = folder / "rejected.jsonl"
+    rejected = Quarantine(rejected_file, 1.0, lambda fault: None)
     for fault in samples.faults():
         rejected.found(fault)
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 writer.write(found.image, found.captions, key=f"{number:09d}")
             crew.advance(1)
-    _report(writer.shards, done.samples + writer.samples, rejected.file)
+    _report(writer.shards, done.samples + writer.samples, rejected_file)
     return 0
 
 

@@ -144,7 +144,8 @@ def test_data_without_a_usable_sample_stops_with_a_sentence(tmp_path):
 def test_more_unusable_samples_than_allowed_stop_the_run_and_tell_where_they_are_listed(tmp_path):
     good, bad = [(jpeg("red"), "red")] * 30, [(b"broken", "caption")] * 12
     loader = loader_of(shard(tmp_path, good + bad), tmp_path, most=0.01)
-    with pytest.raises(UserError, match=r"at most 1.00% unusable .* got 11 among .*quarantine"):
+    # which thread's fault is the one too many is theirs to decide
+    with pytest.raises(UserError, match=r"at most 1.00% unusable .* got 1[12] among .*quarantine"):
         list(loader.epoch(0))
 
 

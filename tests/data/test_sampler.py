@@ -91,6 +91,24 @@ def test_lanes_divide_the_batch_and_leave_each_a_window(kind):
         assert batch_size % lanes == 0
 
 
+@pytest.mark.parametrize(("ranks", "lanes"), [(1, 16), (3, 12), (7, 14), (24, 24), (48, 48)])
+def test_a_start_finds_lanes_that_its_ranks_can_share_however_few_the_shards(
+    monkeypatch, ranks, lanes
+):
+    monkeypatch.setattr(module, "WHOLE", 1000)
+    monkeypatch.setattr(module, "WINDOW", 100)
+    batch_size = 7 * 48
+    samplers = [
+        Sampler.of(shards(*[100] * 18), batch_size, 1, 0, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    assert {sampler.order.lanes for sampler in samplers} == {lanes}
+    epoch = np.concatenate([epoch_of(sampler) for sampler in samplers])
+    times = np.bincount(epoch, minlength=1800)
+    assert (times.min(), times.max()) == (1, 2)
+    assert (times == 2).sum() == len(epoch) - 1800
+
+
 def test_a_set_smaller_than_a_batch_comes_again_and_again_evenly():
     sampler = Sampler.of(shards(5), 12, workers=1, seed=0)
     assert sampler.steps_per_epoch == 1

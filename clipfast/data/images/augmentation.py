@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -31,11 +31,13 @@ class Draw(NamedTuple):
         jitter: (operation, factor) in the order in which they follow; hue's factor is a share of
             the colour circle.
         grey: whether colour goes, last.
+        interpolation: by which the box is resized, "bicubic" or "bilinear".
     """
 
     box: Box
     jitter: tuple[tuple[str, float], ...] = ()
     grey: bool = False
+    interpolation: str = "bicubic"
 
     @property
     def changes_colour(self) -> bool:
@@ -56,6 +58,7 @@ class Augmentation:
             part of the colour circle, at most half of it).
         color_jitter_prob: of an image to be jittered.
         gray_scale_prob: of an image to lose its colour.
+        interpolation: "bicubic", "bilinear", or "random", one of the two for each image.
     """
 
     scale: tuple[float, float] = (0.9, 1.0)
@@ -63,14 +66,19 @@ class Augmentation:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     color_jitter_prob: float = 0.0
     gray_scale_prob: float = 0.0
+    interpolation: str = "bicubic"
 
     @classmethod
-    def of(cls, aug_cfg: Mapping[str, object]) -> Augmentation:
+    def of(cls, aug_cfg: Mapping[str, object], interpolation: str = "bicubic") -> Augmentation:
         """From --aug-cfg, with the meanings of open_clip's AugmentationCfg.
 
         Without `use_timm`, `ratio`, `re_prob` and `re_count` have no effect, nor has `color_jitter`
         without `color_jitter_prob`. With it the jitter is always applied, and both probabilities
         have no effect. It mirrors no image, as open_clip calls timm with `hflip=0`.
+
+        Args:
+            interpolation: the model's, or --image-interpolation. It has an effect with `use_timm`
+                alone: without it open_clip trains on bicubic crops whatever is asked for.
 
         Raises:
             UserError: an unknown key, a value out of range, or random erasing.
@@ -84,15 +92,21 @@ class Augmentation:
             expected, holds = _EXPECTED[key]
             if not holds(value):
                 raise UserError(f"--aug-cfg: {key}: expected {expected}; got {value!r}")
-        return _with_timm(cfg) if cfg.get("use_timm") else _without_timm(cfg)
+        if cfg.get("use_timm"):
+            return replace(_with_timm(cfg), interpolation=interpolation)
+        return _without_timm(cfg)
 
     def draw(self, height: int, width: int, random: Random) -> Draw:
-        """The crop first, then the jitter, then grey."""
+        """The crop first, then the jitter, grey and the interpolation."""
         box = self._box(height, width, random)
         jitter: tuple[tuple[str, float], ...] = ()
         if self.color_jitter_prob and random.random() < self.color_jitter_prob:
             jitter = self._jitter(random)
-        return Draw(box, jitter, random.random() < self.gray_scale_prob)
+        grey = random.random() < self.gray_scale_prob
+        interpolation = self.interpolation
+        if interpolation == "random":
+            interpolation = random.choice(("bilinear", "bicubic"))
+        return Draw(box, jitter, grey, interpolation)
 
     def _box(self, height: int, width: int, random: Random) -> Box:
         """Ten tries, then the largest central box in range."""

@@ -25,6 +25,7 @@ from clipfast.data.images.colour import recolour
 from clipfast.data.images.decode import is_elongated, is_plain, resized_size
 from clipfast.data.images.decoders import Decoded
 from clipfast.data.images.native import Planned, decode_planned, look_at
+from clipfast.data.images.preprocess import View
 from clipfast.data.images.resize_plan import PASSES, plan
 from clipfast.data.sources.samples import UnusableError
 
@@ -35,6 +36,7 @@ class DaliDecoder:
     Args:
         size: S.
         augmentation: of training.
+        view: of evaluation; any but CLIP's is decoded natively.
         device: a CUDA device, or the CPU.
         threads: of DALI on the CPU.
         max_batch: how many images it decodes at once.
@@ -46,12 +48,14 @@ class DaliDecoder:
         self,
         size: int,
         augmentation: Augmentation,
+        view: View = View(),  # noqa: B008  immutable
         *,
         device: torch.device,
         threads: int,
         max_batch: int,
     ) -> None:
-        self.size, self.augmentation, self.max_batch = size, augmentation, max_batch
+        self.size, self.augmentation, self.view = size, augmentation, view
+        self.max_batch = max_batch
         self.device = device
         self._pipeline = _pipeline(device, threads, max_batch)
         self._running = threading.Lock()
@@ -61,8 +65,8 @@ class DaliDecoder:
         shape = (len(encoded), self.size, self.size, 3)
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         images, faults = look_at(encoded, randoms, self.augmentation)
-        ours = [image for image in images if _is_for_dali(image)]
-        rest = [image for image in images if not _is_for_dali(image)]
+        ours = [image for image in images if _is_for_dali(image, self.view)]
+        rest = [image for image in images if not _is_for_dali(image, self.view)]
         native = self._natively.map(self._decode_natively, rest)
         for first in range(0, len(ours), self.max_batch):
             self._decode(ours[first : first + self.max_batch], pixels, faults)
@@ -79,7 +83,7 @@ class DaliDecoder:
     def _decode_natively(self, image: Planned) -> Tensor | str:
         """(3, S, S) uint8, or why not."""
         try:
-            return decode_planned(image, self.size)
+            return decode_planned(image, self.size, self.view)
         except UnusableError as error:
             return str(error)
 
@@ -107,9 +111,10 @@ class DaliDecoder:
             return torch.from_dlpack(output.as_tensor()).clone().permute(0, 3, 1, 2)
 
 
-def _is_for_dali(image: Planned) -> bool:
+def _is_for_dali(image: Planned, view: View) -> bool:
     header = image.header
-    return is_plain(header) and header.bits == 8 and not is_elongated(header)
+    bicubic = view == View() if image.draw is None else image.draw.interpolation == "bicubic"
+    return bicubic and is_plain(header) and header.bits == 8 and not is_elongated(header)
 
 
 def _reason(error: RuntimeError) -> str:

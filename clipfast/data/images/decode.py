@@ -1,6 +1,7 @@
 """Encoded image to uint8 pixels: the crop and resize of training or of evaluation, on the CPU.
 
-Geometry equals open_clip's on Pillow: bicubic with antialiasing, on uint8. S is the model's size.
+Geometry equals open_clip's on Pillow: bicubic or bilinear with antialiasing, on uint8. S is the
+model's size.
 
 open_clip converts to RGB after it has resized, which shows where conversion and resize do not
 commute: Pillow takes the nearest pixel in a palette's or a 1-bit image, weighs colours by their
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torchvision.io import ImageReadMode, decode_image
 
 from clipfast.data.images.augmentation import Box
 from clipfast.data.images.header import Header, read_header
+from clipfast.data.images.preprocess import View
 from clipfast.data.sources.samples import UnusableError
 
 # torchvision 0.29 announces at every call that TorchCodec will take its decoders over.
@@ -34,6 +36,8 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # Resized as a whole, a longer strip would need hundreds of megabytes for the centre of it.
 _LONGEST = 8
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def is_plain(header: Header) -> bool:
@@ -46,8 +50,15 @@ def is_elongated(header: Header) -> bool:
     return max(header.height, header.width) > _LONGEST * min(header.height, header.width)
 
 
-def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the short side is `size`, as torchvision rounds them."""
+def resized_size(
+    height: int, width: int, size: int, resize_mode: str = "shortest"
+) -> tuple[int, int]:
+    """Height and width of the whole image resized for evaluation, as open_clip rounds them."""
+    if resize_mode == "squash":
+        return size, size
+    if resize_mode == "longest":
+        ratio = max(height / size, width / size)
+        return max(round(height / ratio), 1), max(round(width / ratio), 1)
     short = min(height, width)
     return int(size * height / short), int(size * width / short)
 
@@ -83,11 +94,18 @@ def decode(encoded: bytes, header: Header, reduction: int = 1) -> Tensor:
 
 
 def crop_and_resize(
-    encoded: bytes, header: Header, box: Box, size: int, *, fast: bool = False
+    encoded: bytes,
+    header: Header,
+    box: Box,
+    size: int,
+    *,
+    interpolation: str = "bicubic",
+    fast: bool = False,
 ) -> Tensor:
     """(3, S, S) uint8 of a part of the image.
 
     Args:
+        interpolation: "bicubic" or "bilinear".
         fast: decodes a JPEG at the smallest of its sizes that keeps the part at S or more.
 
     Raises:
@@ -97,37 +115,53 @@ def crop_and_resize(
         left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
         with opened(encoded, header) as image:
             part = image.crop((left, top, right, bottom))
-            return _as_tensor(part.resize((size, size), Image.Resampling.BICUBIC))
-    n = _reduction(header, box.height, box.width, size) if fast else 1
+            return _as_tensor(part.resize((size, size), _FILTERS[interpolation]))
+    n = _reduction(header, min(box.height, box.width) / size) if fast else 1
     top, left = round(box.top / n), round(box.left / n)
     bottom, right = round((box.top + box.height) / n), round((box.left + box.width) / n)
-    return _resize(decode(encoded, header, n)[top:bottom, left:right], size, size)
+    return _resize(decode(encoded, header, n)[top:bottom, left:right], size, size, interpolation)
 
 
-def resize_and_centre(encoded: bytes, header: Header, size: int, *, fast: bool = False) -> Tensor:
-    """(3, S, S) uint8: the short side resized to S, then the centre.
+def resize_and_centre(
+    encoded: bytes,
+    header: Header,
+    size: int,
+    view: View = View(),  # noqa: B008  immutable
+    *,
+    fast: bool = False,
+) -> Tensor:
+    """(3, S, S) uint8 of the whole image resized, cut to its centre or padded with black.
 
     Args:
+        view: to which size, and how.
         fast: as in `crop_and_resize`.
 
     Raises:
         UnusableError: damaged.
     """
     height, width = header.height, header.width
-    tall, wide = resized_size(height, width, size)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    if is_elongated(header):
+    tall, wide = resized_size(height, width, size, view.resize_mode)
+    top, left = _margin(tall, size), _margin(wide, size)
+    if view.resize_mode == "shortest" and is_elongated(header):
         y, x = height / tall, width / wide
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
         with opened(encoded, header) as image:
-            return _as_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box))
+            return _as_tensor(image.resize((size, size), _FILTERS[view.interpolation], box))
     if not is_plain(header):
         with opened(encoded, header) as image:
-            whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
+            whole = image.resize((wide, tall), _FILTERS[view.interpolation])
+            # What is outside of an image is 0 in its own colours: black only in most of them.
             return _as_tensor(whole.crop((left, top, left + size, top + size)))
-    n = _reduction(header, height, width, size) if fast else 1
-    resized = _resize(decode(encoded, header, n), tall, wide)
+    n = _reduction(header, min(height / tall, width / wide)) if fast else 1
+    resized = _resize(decode(encoded, header, n), tall, wide, view.interpolation)
+    if tall < size or wide < size:
+        return pad(resized, (-left, size - wide + left, -top, size - tall + top))
     return resized[:, top : top + size, left : left + size]
+
+
+def _margin(length: int, size: int) -> int:
+    """Where the central `size` of `length` pixels begins: below 0 where there are fewer."""
+    return -((size - length) // 2) if length < size else round((length - size) / 2)
 
 
 def eval_pixels(encoded: bytes, size: int) -> Tensor:
@@ -139,12 +173,12 @@ def eval_pixels(encoded: bytes, size: int) -> Tensor:
     return resize_and_centre(encoded, read_header(encoded), size).contiguous()
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def _resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
     """(H, W, 3) uint8 -> (3, height, width) uint8, in torch's vector code for channels last."""
     batch = image[None].permute(0, 3, 1, 2)
     if vertical_first(image.shape[0], image.shape[1], height, width):
-        batch = interpolate(batch, (height, image.shape[1]), mode="bicubic", antialias=True)
-    return interpolate(batch, (height, width), mode="bicubic", antialias=True)[0]
+        batch = interpolate(batch, (height, image.shape[1]), mode=mode, antialias=True)
+    return interpolate(batch, (height, width), mode=mode, antialias=True)[0]
 
 
 def vertical_first(height: int, width: int, new_height: int, new_width: int) -> bool:
@@ -155,10 +189,11 @@ def vertical_first(height: int, width: int, new_height: int, new_width: int) -> 
     return height - new_height > 2 * max(width - new_width, 0)
 
 
-def _reduction(header: Header, height: int, width: int, size: int) -> int:
+def _reduction(header: Header, scale: float) -> int:
+    """Of a JPEG of which `scale` pixels or more become one, along either side."""
     if header.format != "JPEG":
         return 1
-    return next((n for n in (8, 4, 2) if min(height, width) >= n * size), 1)
+    return next((n for n in (8, 4, 2) if scale >= n), 1)
 
 
 def _decode_reduced(encoded: bytes, header: Header, reduction: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clipfast.data.images.augmentation import Augmentation
+from clipfast.data.images.preprocess import View
 from clipfast.errors import UserError
 
 DECODERS = ("auto", "dali", "native")
@@ -55,8 +56,7 @@ class Decoder(Protocol):
 
         Args:
             encoded: JPEG, PNG or WebP each.
-            randoms: of each image's augmentation; None shows them as evaluation does, the short
-                side resized to S, then the centre.
+            randoms: of each image's augmentation; None shows them as evaluation does.
         """
 
 
@@ -65,6 +65,7 @@ def choose_decoder(
     *,
     size: int,
     augmentation: Augmentation,
+    view: View = View(),  # noqa: B008  immutable
     device: torch.device,
     threads: int,
     fast_jpeg: bool = False,
@@ -72,11 +73,13 @@ def choose_decoder(
 ) -> Decoder:
     """The decoder of that name.
 
-    "auto" is DALI where it is installed, on a CUDA device and without `fast_jpeg`, else native.
+    "auto" is DALI where it is installed, on a CUDA device, for bicubic crops and without
+    `fast_jpeg`, else native.
 
     Args:
         size: S.
         augmentation: of training.
+        view: of evaluation. DALI has CLIP's alone, and leaves another to the native decoder.
         device: that trains.
         threads: that DALI may use on the CPU.
         fast_jpeg: decodes a JPEG natively to 1/2, 1/4 or 1/8 of its size where the crop still
@@ -86,20 +89,29 @@ def choose_decoder(
         max_batch: the largest B.
 
     Raises:
-        UserError: DALI is asked for, and is not installed, or is to decode by `fast_jpeg`.
+        UserError: DALI is asked for, and is not installed, or is to decode by `fast_jpeg`, or to
+            resize crops bilinearly.
     """
     if name == "dali" and not has_dali():
         raise UserError('--decoder dali: expected NVIDIA DALI; pip install "clipfast[dali]"')
     if name == "dali" and fast_jpeg:
         raise UserError("--fast-jpeg: expected --decoder native; got dali, which decodes in full")
-    on_gpu = device.type == "cuda" and not fast_jpeg
-    if name == "dali" or (name == "auto" and on_gpu and has_dali()):
+    bicubic = augmentation.interpolation == "bicubic"
+    if name == "dali" and not bicubic:
+        raise UserError(
+            f"--image-interpolation {augmentation.interpolation}: expected --decoder native with "
+            "use_timm; got dali, which resizes crops bicubically"
+        )
+    serves = device.type == "cuda" and bicubic and not fast_jpeg
+    if name == "dali" or (name == "auto" and serves and has_dali()):
         from clipfast.data.images.dali import DaliDecoder
 
-        return DaliDecoder(size, augmentation, device=device, threads=threads, max_batch=max_batch)
+        return DaliDecoder(
+            size, augmentation, view, device=device, threads=threads, max_batch=max_batch
+        )
     from clipfast.data.images.native import NativeDecoder
 
-    return NativeDecoder(size, augmentation, fast_jpeg=fast_jpeg)
+    return NativeDecoder(size, augmentation, view, fast_jpeg=fast_jpeg)
 
 
 def has_dali() -> bool:

@@ -17,6 +17,7 @@ from clipfast.data.images.colour import recolour
 from clipfast.data.images.decode import crop_and_resize, resize_and_centre
 from clipfast.data.images.decoders import Decoded
 from clipfast.data.images.header import Header, read_header
+from clipfast.data.images.preprocess import View
 from clipfast.data.sources.samples import UnusableError
 
 
@@ -44,13 +45,22 @@ class NativeDecoder:
     Args:
         size: S.
         augmentation: of training.
+        view: of evaluation.
         fast_jpeg: see `choose_decoder`.
     """
 
     name, device, part = "native", torch.device("cpu"), 16
 
-    def __init__(self, size: int, augmentation: Augmentation, *, fast_jpeg: bool = False) -> None:
-        self.size, self.augmentation, self.fast_jpeg = size, augmentation, fast_jpeg
+    def __init__(
+        self,
+        size: int,
+        augmentation: Augmentation,
+        view: View = View(),  # noqa: B008  immutable
+        *,
+        fast_jpeg: bool = False,
+    ) -> None:
+        self.size, self.augmentation, self.view = size, augmentation, view
+        self.fast_jpeg = fast_jpeg
 
     def __call__(self, encoded: Sequence[bytes], randoms: Sequence[Random] | None) -> Decoded:
         shape = (len(encoded), 3, self.size, self.size)
@@ -59,7 +69,7 @@ class NativeDecoder:
         images, faults = look_at(encoded, randoms, self.augmentation)
         for image in images:
             try:
-                pixels[image.row] = decode_planned(image, self.size, fast=self.fast_jpeg)
+                pixels[image.row] = decode_planned(image, self.size, self.view, fast=self.fast_jpeg)
             except UnusableError as error:
                 faults[image.row] = str(error)
                 continue
@@ -87,12 +97,19 @@ def look_at(
     return images, faults
 
 
-def decode_planned(image: Planned, size: int, *, fast: bool = False) -> Tensor:
+def decode_planned(image: Planned, size: int, view: View, *, fast: bool = False) -> Tensor:
     """(3, S, S) uint8, in the colours that it has.
 
     Raises:
         UnusableError: damaged.
     """
     if image.draw is None:
-        return resize_and_centre(image.encoded, image.header, size, fast=fast)
-    return crop_and_resize(image.encoded, image.header, image.draw.box, size, fast=fast)
+        return resize_and_centre(image.encoded, image.header, size, view, fast=fast)
+    return crop_and_resize(
+        image.encoded,
+        image.header,
+        image.draw.box,
+        size,
+        interpolation=image.draw.interpolation,
+        fast=fast,
+    )

@@ -1,4 +1,4 @@
-"""From the flags that name the training data to its samples."""
+"""From the flags that name the data to its samples."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def open_samples(
     args: argparse.Namespace,
     data: str | None,
     *,
+    flag: str = "--train-data",
     factors: str | None = None,
     resampled: bool = False,
     epoch_samples: int | None = None,
@@ -74,6 +75,7 @@ def open_samples(
     Args:
         args: with what `add_source_flags` adds.
         data: paths, URLs and brace lists.
+        flag: which named them, for errors.
         factors: how often each source's samples are drawn beside the others', joined by ``::``.
         resampled: draw with replacement.
         epoch_samples: how many a synthetic set has.
@@ -84,12 +86,12 @@ def open_samples(
     if args.dataset_type == "synthetic":
         return SampleSet([_synthetic(epoch_samples)])
     if not data:
-        raise UserError("--train-data: expected a path, a brace list or a URL; got none")
+        raise UserError(f"{flag}: expected a path, a brace list or a URL; got none")
     names = split_sources(data)
     weights = _factors(factors, len(names), resampled=resampled)
     cache = Path(args.data_cache) if args.data_cache else None
     storage = Storage(cache, args.data_cache_gb)
-    sources = [_opener(args, name)(args, name, storage) for name in names]
+    sources = [_opener(args, name, flag)(args, name, storage) for name in names]
     return SampleSet(sources, weights)
 
 
@@ -151,12 +153,12 @@ def _columns(args: argparse.Namespace) -> dict[str, str | None]:
     }
 
 
-def _opener(args: argparse.Namespace, name: str) -> _Open:
+def _opener(args: argparse.Namespace, name: str, flag: str) -> _Open:
     kind = args.dataset_type
-    return _OPEN[_kind_of(name) if kind == "auto" else kind]
+    return _OPEN[_kind_of(name, flag) if kind == "auto" else kind]
 
 
-def _kind_of(name: str) -> str:
+def _kind_of(name: str, flag: str = "--train-data") -> str:
     """By the ending, or by what the folder holds."""
     ending = _COMPRESSED.sub("", name.lower()).rpartition(".")[2]
     for kind, endings in (
@@ -173,14 +175,14 @@ def _kind_of(name: str) -> str:
         tars = sorted(folder.glob("*.tar"))
         if tars:
             raise UserError(
-                f"--train-data {name}: expected the shards themselves; got their folder, which "
+                f"{flag} {name}: expected the shards themselves; got their folder, which "
                 f"holds {len(tars)}, first {tars[0].name}: name them by a brace list such as "
                 f"'{name.rstrip('/')}/{tars[0].name[:-4]}.tar'"
             )
         return "parquet" if any(folder.glob("*.parquet")) else "folder"
     if "." not in name.rpartition("/")[2] and not is_remote(name):
-        raise UserError(f"--train-data {name}: no such file or folder")
+        raise UserError(f"{flag} {name}: no such file or folder")
     raise UserError(
-        f"--train-data {name}: expected a name that ends in .tar, .csv, .tsv or .parquet, or a "
+        f"{flag} {name}: expected a name that ends in .tar, .csv, .tsv or .parquet, or a "
         f"folder; say which it is by --dataset-type ({', '.join(DATASET_TYPES)})"
     )

@@ -122,14 +122,14 @@ class RemoteFile:
             except Exception as error:
                 if (lasting := _lasting(error)) is not None:
                     raise StorageError(f"{self.name}: {lasting}") from None
-                reason = _reason(error)
+                why = reason(error)
         raise StorageError(
             f"{self.name}: expected the file; got an error in each of {self.patience.attempts} "
-            f"attempts, the last time {reason}"
+            f"attempts, the last time {why}"
         )
 
     def _ask(self) -> Identity:
-        files, path = _filesystem(self.url, self.patience.timeout)
+        files, path = filesystem(self.url, self.patience.timeout)
         info = _watched(lambda: files.info(path), lambda: None, self.patience.timeout)
         if info.get("type") == "directory":
             raise StorageError(f"{self.name}: expected a file; got a folder")
@@ -139,7 +139,7 @@ class RemoteFile:
         return Identity(int(info["size"]), str(stamp))
 
     def _fetch(self, target: Path, identity: Identity) -> None:
-        files, path = _filesystem(self.url, self.patience.timeout)
+        files, path = filesystem(self.url, self.patience.timeout)
         # A new file, since an attempt that was given up may still write to the last one.
         fresh = target.with_name(f".{target.name}")
         fresh.touch()
@@ -196,8 +196,12 @@ def no_room(folder: Path, size: int, error: OSError) -> str:
     return f"{folder}: expected room for a file of {size} bytes; got: {error.strerror}"
 
 
-def _filesystem(url: str, timeout: float) -> tuple[Any, str]:
-    """fsspec's file system for `url`, and the file's path in it."""
+def filesystem(url: str, timeout: float) -> tuple[Any, str]:
+    """fsspec's file system for `url`, and the file's path in it.
+
+    Raises:
+        StorageError: fsspec knows no such kind of URL, or a package for it is missing.
+    """
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {}
     try:
@@ -313,7 +317,8 @@ def _lasting(error: Exception) -> str | None:
     return f"expected the file; got HTTP status {status}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a server or file system says was wrong, without credentials."""
     if status := _status(error):
         return f"HTTP status {status}"
     *_, cause = _causes(error)

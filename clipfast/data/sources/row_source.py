@@ -131,6 +131,11 @@ class TableSource:
         table = self._tables[at]
         return Place(redacted(table.name), inside, table.key(inside))
 
+    def paths(self) -> Iterator[bytes]:
+        """Of the images, row by row; none of tables that hold these themselves."""
+        for table in self._tables:
+            yield from table.paths()
+
     def faults(self) -> Iterator[Fault]:
         """None: rows that cannot be used are found when they are read."""
         return iter(())

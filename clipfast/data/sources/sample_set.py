@@ -36,7 +36,7 @@ class SampleSet:
             weights = np.repeat(np.asarray(factors, np.float64), shards)
         self.shards = Shards(counts, weights)
         if not len(self):
-            raise UserError(f"train-data: expected samples; got none in {sources[0].name}")
+            raise UserError(f"data: expected samples; got none in {sources[0].name}")
 
     def __len__(self) -> int:
         return int(self._first[-1])

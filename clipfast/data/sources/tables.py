@@ -115,7 +115,7 @@ def expand_tables(pattern: str) -> list[str]:
     try:
         parts = list(braceexpand(pattern))
     except ValueError:
-        raise UserError(f"--train-data: expected balanced braces; got {pattern!r}") from None
+        raise UserError(f"table: expected balanced braces; got {pattern!r}") from None
     names: list[str] = []
     for part in parts:
         if is_remote(part) or os.path.isfile(part):
@@ -132,12 +132,12 @@ def expand_tables(pattern: str) -> list[str]:
 def _in_folder(folder: str) -> list[str]:
     names = sorted(str(path) for path in Path(folder).glob("[!.]*.parquet"))
     if not names:
-        raise UserError(f"--train-data {folder}: expected .parquet files in it; got none")
+        raise UserError(f"folder {folder}: expected .parquet files in it; got none")
     found = [_SPLIT.match(Path(name).stem) for name in names]
     splits = sorted({split[1] for split in found if split})
     if len(splits) > 1:
         raise UserError(
-            f"--train-data {folder}: expected the files of one split; got {', '.join(splits)}: "
+            f"folder {folder}: expected the files of one split; got {', '.join(splits)}: "
             f"name one such as '{os.path.join(folder, splits[-1])}-*.parquet'"
         )
     return names

@@ -111,8 +111,10 @@ def handler_of(server):
 def s3_server(monkeypatch):
     """moto's S3, found by s3fs and boto3 through the environment; gives its client."""
     import boto3
+    import fsspec
     from moto.server import ThreadedMotoServer
 
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of an earlier server's address
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

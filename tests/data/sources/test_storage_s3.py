@@ -20,7 +20,7 @@ def s3():
 
 @pytest.fixture
 def storage(tmp_path):
-    return Storage(tmp_path / "cache", patience=Patience(wait=0.01, timeout=5))
+    return Storage(tmp_path / "cache", patience=Patience(wait=0.01, timeout=60))
 
 
 def test_an_object_is_fetched_whole_and_known_by_its_etag(s3, storage):
