@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from clipfast.data.feature_cache import FeatureCache, fingerprint
+from clipfast.data.feature_cache import FeatureCache
 from clipfast.data.loader import Caches
 from clipfast.data.sources.sample_set import SampleSet
 from clipfast.errors import UserError
-from clipfast.models.factory import image_size
-from clipfast.models.locking import Part, is_constant, is_locked, text_parts
-
-_PIXELS = "short side resized, bicubic with antialiasing on uint8; centre crop"
-
-# What features depend on and neither weights nor a module's repr tell.
-_UNTOLD = (
-    "heads",
-    "num_heads",
-    "num_attention_heads",
-    "pool_type",
-    "text_pool_type",
-    "pooler_type",
-    "tokenizer_name",
-)
+from clipfast.models.locking import is_constant, is_locked, text_parts
+from clipfast.models.tower_keys import image_key, tower_fingerprint
+from clipfast.train.model import preprocess
 
 
 def describe(caches: Caches) -> Iterator[str]:
@@ -39,7 +25,7 @@ def describe(caches: Caches) -> Iterator[str]:
                 f"{cache.filled:,} of {cache.samples:,} there"
             )
     if caches.image is not None:
-        yield "cache: images are resized and cropped at the centre, without augmentation"
+        yield "cache: images are shown as in evaluation, without augmentation"
 
 
 def open_caches(
@@ -75,12 +61,11 @@ def open_caches(
     shared = {"samples": samples.fingerprint, "precision": precision}
     image_cache = text_cache = None
     if image_stays:
-        pixels = f"{_PIXELS}; {image_size(model)}; {args.image_mean}; {args.image_std}"
-        key = {"tower": _fingerprint([model.visual]), "pixels": pixels}
+        key = image_key(model, preprocess(args))
         image_cache = FeatureCache(folder, "image", samples=len(samples), key=shared | key)
     if text_stays:
         described = [model.text] if hasattr(model, "text") else []
-        tower = _fingerprint(text, described)
+        tower = tower_fingerprint(text, described)
         key = {
             "tower": tower,
             "context_length": str(model.context_length),
@@ -88,23 +73,3 @@ def open_caches(
         }
         text_cache = FeatureCache(folder, "text", samples=len(samples), key=shared | key)
     return Caches(image_cache, text_cache)
-
-
-def _fingerprint(parts: Iterable[Part], described: Iterable[nn.Module] = ()) -> str:
-    """Of the parts' weights, and how they and the `described` compute."""
-    state: dict[str, Tensor] = {}
-    modules = list(described)
-    for number, part in enumerate(parts):
-        if isinstance(part, nn.Module):
-            modules.append(part)
-            state |= {f"{number}.{name}": x for name, x in part.state_dict().items()}
-        else:
-            state[str(number)] = part
-    untold = [
-        (name, str(getattr(inner, name)))
-        for module in modules
-        for inner in module.modules()
-        for name in _UNTOLD
-        if hasattr(inner, name)
-    ]
-    return fingerprint(state, f"{modules} {untold}")

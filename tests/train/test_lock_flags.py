@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import open_clip
@@ -15,7 +16,7 @@ from clipfast.errors import UserError
 from clipfast.models.factory import create_model
 from clipfast.models.hf_text import HFTextTower
 from clipfast.models.vit import VisionTransformer
-from clipfast.train import parse_args
+from clipfast.train import loop, parse_args
 from clipfast.train.loop import train
 
 LOCK_TEXT = ["--lock-text", "--lock-text-freeze-layer-norm"]
@@ -72,7 +73,7 @@ def test_what_is_locked_stands_and_the_rest_trains(flags, tiny_model, lock, stan
     assert moved.isdisjoint(frozen)
     assert {"logit_scale"} < moved
     log = summary.folder.log.read_text()
-    assert f"locked: {'image' if '--lock-image' in lock else 'text'} tower, " in log
+    assert re.search(rf" locked +{'image' if '--lock-image' in lock else 'text'} tower, ", log)
     assert ", of which " in log
 
 
@@ -160,14 +161,16 @@ def test_an_option_of_a_lock_that_is_not_there_is_warned_of(flags):
 
 def test_going_on_with_other_locks_is_a_sentence(flags):
     saved = run(flags, "--name", "a", "--lock-image").folder.checkpoints / "epoch_1.pt"
-    with pytest.raises(UserError, match="go on with the --lock flags that it was saved under"):
+    with pytest.raises(UserError, match="go on with the --lock, .* flags that it was saved under"):
         run(flags, "--name", "b", "--resume", str(saved))
     assert len(run(flags, "--name", "b", "--resume", str(saved), "--lock-image").losses) == 6
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts decoded images, tokenized captions, and images that the image tower computes."""
+    """Counts images that training decodes, and those that the image tower computes."""
+    # A run's examples are decoded too, without being trained on.
+    monkeypatch.setattr(loop, "save_examples", lambda folder, loader: None)
     counts = {"decoded": 0, "computed": 0}
 
     def counted(name, original, size):

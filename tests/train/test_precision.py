@@ -1,13 +1,15 @@
 """Every `--precision` of open_clip trains on a CPU, and means what it means there."""
 
+import re
+
 import pytest
 import torch
 
 from clipfast.models.precision import PRECISIONS
 from clipfast.train import parse_args
-from clipfast.train.engine import PlainEngine
+from clipfast.train.engines.plain import PlainEngine
 from clipfast.train.loop import train
-from clipfast.train.optimizer import adamw
+from clipfast.train.optim.optimizers import adamw
 
 EVERYTHING = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16}
 MATRICES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +47,7 @@ def first_loss(digit_shards, tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loss_falls_and_begins_as_in_float32(flags, precision, first_loss):
     written = ["--name", "a", "--precision", precision, "--device", "cpu", "--epochs", "7"]
-    losses = run(flags, *written, "--grad-clip-norm", "1").losses
+    losses = run(flags, *written, "--grad-clip-norm", "1", "--save-frequency", "0").losses
     # bfloat16's products are summed in another order, and rounded otherwise, on each processor.
     tolerance = torch.finfo(torch.bfloat16).eps / 2 if "bf" in precision else 2e-3
     assert losses[0] == pytest.approx(first_loss, rel=tolerance)
@@ -77,7 +79,8 @@ def test_a_cpu_autocasts_to_float16_only_where_it_was_written(flags, written, dt
     assert seen == {dtype}
     warned = "--precision amp: a CPU computes in fp32" in log
     assert warned == (dtype == torch.float32)
-    assert f"precision: {'fp32' if warned else ('amp_bf16', 'amp')[dtype == torch.float16]}" in log
+    precision = "fp32" if warned else ("amp_bf16", "amp")[dtype == torch.float16]
+    assert re.search(rf" precision +{precision}\b", log)
 
 
 def test_amps_fall_back_on_a_cpu_has_the_bits_of_float32(flags):
@@ -120,7 +123,7 @@ def test_scaling_the_loss_changes_no_step_and_no_clipping(max_norm):
         model = torch.nn.Linear(5, 3)
         model.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
         optimizer = adamw(model, lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
-        engine = PlainEngine(model, optimizer, max_norm, scaler)
+        engine = PlainEngine(model, optimizer, encoder=None, max_norm=max_norm, scaler=scaler)
         for _ in range(2):
             engine.backward(model(torch.ones(2, 5)).square().sum() * model.logit_scale)
             engine.step(0.1)
