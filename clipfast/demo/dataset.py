@@ -22,6 +22,7 @@ _SHARD = 1000
 _JPEG_QUALITY = 92
 _TEST_PAIRS = 1440
 _SEED = 0
+_MANIFEST = "digits.json"
 
 
 class Label(NamedTuple):
@@ -51,14 +52,13 @@ class DigitShards:
             UserError: the folder holds something else.
             OSError: it cannot be written.
         """
-        description = {"format": 2, "pairs": self._counts, "image_size": self.image_size}
-        folder, manifest = self.folder, self.folder / "digits.json"
-        if manifest.is_file() and _read(manifest) == description:
+        folder, manifest, description = self.folder, self.folder / _MANIFEST, self.description
+        if _read(manifest) == description:
             return self
         # Drawing writes the description here first, so that it goes on after an interruption and
         # never writes over anything else.
         unfinished = folder / "digits.unfinished.json"
-        if not (unfinished.is_file() and _read(unfinished) == description):
+        if _read(unfinished) != description:
             self._refuse_other_content(description)
             folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_text(json.dumps(description))
@@ -66,6 +66,11 @@ class DigitShards:
             self._make(split, render_split(split, count, self.image_size, _SEED), count)
         unfinished.replace(manifest)
         return self
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What the manifest says of them."""
+        return {"format": 2, "pairs": self._counts, "image_size": self.image_size}
 
     @property
     def train_pattern(self) -> str:
@@ -84,7 +89,7 @@ class DigitShards:
         folder = str(self.folder).replace("{", r"\{").replace("}", r"\}")
         return f"{folder}/{split}-{{000000..{last:06d}}}.tar"
 
-    def _refuse_other_content(self, description: dict) -> None:
+    def _refuse_other_content(self, description: dict[str, object]) -> None:
         content = sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
         if content:
             raise UserError(
@@ -105,10 +110,25 @@ class DigitShards:
         self._labels_path(split).write_text(json.dumps(labels))
 
 
+def open_digit_shards(folder: Path) -> DigitShards:
+    """The shards that a demo has made in a folder, or in its folder ``data``.
+
+    Raises:
+        UserError: none has, or it was interrupted.
+    """
+    for data in (folder, folder / "data"):
+        match manifest := _read(data / _MANIFEST):
+            case {"pairs": {"train": int(pairs)}, "image_size": int(image_size)}:
+                shards = DigitShards(data, pairs, image_size)
+                if shards.description == manifest:
+                    return shards
+    raise UserError(f"{folder}: expected the digits of clipfast demo; got no {_MANIFEST} of theirs")
+
+
 def _read(manifest: Path) -> object:
     try:
         return json.loads(manifest.read_text())
-    except ValueError:
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

@@ -1,0 +1,1 @@
+"""What models are evaluated on: labelled images and captioned images, from wherever they are."""

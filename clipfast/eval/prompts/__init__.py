@@ -1,0 +1,1 @@
+"""Class names and sentences of the common sets: facts, in a file for each set."""

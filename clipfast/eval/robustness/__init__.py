@@ -1,0 +1,1 @@
+"""How far accuracy survives a change of the images."""
