@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from clipfast.weights.checkpoint import save_checkpoint
     from clipfast.weights.loading import load_checkpoint
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "ClipLoss",
     "PackedText",
@@ -46,6 +47,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":  # pyproject.toml's, which installing writes down
+        return import_module("importlib.metadata").version("clipfast")
     if name not in _HOME:
         raise AttributeError(f"module 'clipfast' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

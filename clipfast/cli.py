@@ -8,8 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from clipfast.errors import UserError
+from clipfast import __version__
+from clipfast.errors import OtherRankError, UserError
 
+_MISTAKE = 2
 _SIGNALLED = 128  # plus the signal's number: the shell's code for a command that it ended
 
 
@@ -31,10 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + "\n".join(f"  {name:8} {summary}" for name, (_, summary) in _COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"clipfast {__version__}")
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do")
     command = parser.parse_args(arguments[:1]).command
     try:
         return _COMMANDS[command][0](arguments[1:])
+    except OtherRankError:
+        return _MISTAKE
     except UserError as error:
         return _fail(command, str(error))
     except KeyboardInterrupt:
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(command: str, sentence: str) -> int:
     print(f"clipfast {command}: {sentence}", file=sys.stderr)
-    return 2
+    return _MISTAKE
 
 
 def _demo(arguments: Sequence[str]) -> int:
@@ -57,7 +62,7 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from clipfast.train.arguments import parse_args
+    from clipfast.train.flags.parsing import parse_args
     from clipfast.train.loop import train
 
     args = parse_args(arguments)
@@ -89,12 +94,27 @@ def _shards(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="clipfast bench", description="Measurements.")
-    parser.add_argument("what", choices=["feed"], help="feed: how fast data comes in")
-    parser.parse_args(arguments[:1])
-    from clipfast_bench.feed import feed
+    from clipfast_bench.command import bench
 
-    return feed(arguments[1:])
+    return bench(arguments)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from clipfast.plan.command import plan
+
+    return plan(arguments)
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    from clipfast.eval.command import evaluate
+
+    return evaluate(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from clipfast.report.command import report
+
+    return report(arguments)
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -106,8 +126,11 @@ def _doctor(arguments: Sequence[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (_demo, "make handwriting data, train a small CLIP on it, test it zero-shot"),
     "train": (_train, "train a model, with open_clip's flags"),
+    "eval": (_eval, "zero-shot, probes, retrieval, robustness, beside the paper's figures"),
+    "report": (_report, "one HTML page of a run or an evaluation: curves, tables, pictures"),
+    "plan": (_plan, "memory, days and feeding of a run on many GPUs, before it is started"),
     "convert": (_convert, "weights between OpenAI's, open_clip's and Hugging Face's forms"),
     "shards": (_shards, "make, check, shrink and describe shards of training data"),
-    "bench": (_bench, "measure on this machine: `feed` times your own data's way to the model"),
+    "bench": (_bench, "every operation, the loader and the trainer beside their peers"),
     "doctor": (_doctor, "what this machine has, and which backend serves which operation"),
 }

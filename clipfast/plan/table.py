@@ -1,0 +1,311 @@
+"""A plan as text, and as JSON."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clipfast.plan.advice import advice_of
+from clipfast.plan.communication import open_clip_features
+from clipfast.plan.estimate import Plan
+from clipfast.plan.memory import GIB, RESERVE
+from clipfast.plan.published import CONFIDENCE
+from clipfast.plan.request import Choice, peak
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "loss")
+_WIDTH = 116  # columns: narrower tables would lose digits
+
+
+def show(plan: Plan) -> None:
+    columns = shutil.get_terminal_size((_WIDTH, 40)).columns
+    console = Console(width=max(_WIDTH, columns), highlight=False)
+    for line in _head(plan):
+        console.print(line, soft_wrap=True)
+    for title, table in (
+        ("Memory of one GPU, GiB", _memory(plan)),
+        ("Exchanged in a step by each GPU", _exchange(plan)),
+    ):
+        console.print(f"\n{title}")
+        console.print(table)
+    for title, lines in (
+        ("", _after_memory(plan)),
+        ("Arithmetic", _arithmetic(plan)),
+        ("Feeding", _feeding(plan)),
+        ("Advice", advice_of(plan) or ["none"]),
+        ("Where the figures come from", [f"{k}: {v}" for k, v in assumptions(plan).items()]),
+    ):
+        if title:
+            console.print(f"\n{title}")
+        for line in lines:
+            console.print(f"  {line}", soft_wrap=True)
+
+
+def stage_name(stage: int | None) -> str:
+    return "no ZeRO" if stage is None else f"ZeRO {stage}"
+
+
+def way_name(choice: Choice) -> str:
+    return stage_name(choice.zero_stage) + ", recomputed" * choice.checkpointing
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    request, outcome = plan.request, plan.outcome
+    choice = outcome.choice
+    ways = [
+        request.precision,
+        stage_name(choice.zero_stage),
+        *["checkpointing"] * choice.checkpointing,
+        *[f"{choice.micro_batches} micro-batches"] * (choice.micro_batches > 1),
+    ]
+    yield (
+        f"{request.model.name} on {request.gpus:,} × {request.gpu.name}: {request.samples:.3g} "
+        f"pairs in {plan.steps:,} steps of {request.batch:,} ({request.step_pairs:,} a GPU); "
+        f"{', '.join(ways)}"
+    )
+    yield "An estimate on paper: no GPU has run any of this."
+    if not outcome.fits:
+        yield f"It {advice_of(plan)[0]}."
+    yield ""
+    low, high = plan.days(plan.fast), plan.days(plan.slow)
+    days, hours = plan.days(outcome.step), 24 * request.gpus
+    reach = f"  ({_short(low)} to {_short(high)})" if low < high else ""
+    yield f"days        {_short(days)}{reach}"
+    yield f"GPU-hours   {days * hours:,.0f}" + (
+        f"  ({low * hours:,.0f} to {high * hours:,.0f})" if low < high else ""
+    )
+    yield (
+        f"a step      {outcome.step.total:.3g} s: compute {outcome.step.compute:.3g}, exchange "
+        f"that nothing hides {outcome.step.exposed:.2g}, waiting for images "
+        f"{outcome.step.waiting:.2g}"
+    )
+    yield f"bound by    {plan.bound_by}"
+    theirs, *ends = (plan.days(step) for step in plan.open_clip_steps)
+    reach = f"  ({_short(ends[0])} to {_short(ends[1])})" if low < high else ""
+    yield (
+        f"open_clip's way (77 tokens, every token in every block), days: {_short(theirs)}{reach}"
+    )
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table([""], [*_PARTS, "working", "total", "fits", "largest"])
+    asked = plan.outcome
+    rows = [asked, *(o for o in plan.others if o.choice != asked.choice)]
+    for outcome in sorted(
+        rows, key=lambda o: (o.choice.checkpointing, _order(o.choice.zero_stage))
+    ):
+        mark = "→ " if outcome is asked else "  "
+        table.add_row(
+            mark + way_name(outcome.choice),
+            *(f"{part / GIB:,.2f}" for part in outcome.memory),
+            f"{outcome.memory.total / GIB:,.1f}",
+            "yes" if outcome.fits else "no",
+            f"{outcome.largest:,}" if outcome.largest else "none",
+        )
+    return table
+
+
+def _order(stage: int | None) -> int:
+    return -1 if stage is None else stage
+
+
+def _after_memory(plan: Plan) -> Iterator[str]:
+    request, outcome = plan.request, plan.outcome
+    local, whole = (size / GIB for size in plan.dense_loss)
+    yield (
+        f"usable: {outcome.usable / GIB:.1f} of {request.gpu.memory_gib} GiB; largest: pairs of a "
+        "GPU's micro-batch that fit"
+    )
+    of_all = outcome.largest * request.gpus * outcome.choice.micro_batches
+    yield f"the largest batch that fits as asked: {of_all:,} on all GPUs"
+    yield (
+        f"loss: {outcome.memory.loss / GIB:.2f} GiB; open_clip's n×N arrays would take "
+        f"{local:,.2f} with --local-loss, {whole:,.1f} without"
+    )
+
+
+def _exchange(plan: Plan) -> Table:
+    table = _table(["what", "how"], ["whole, MB", "sent, MB", "ms"])
+    ranks = plan.request.gpus
+    for c in plan.collectives:
+        sent = c.sent(ranks)
+        table.add_row(
+            c.what + (", behind the backward" if c.hidden else ""),
+            c.kind,
+            f"{c.bytes / 1e6:,.1f}",
+            f"{sent / 1e6:,.1f}",
+            f"{1e3 * sent / plan.bus_bytes:,.1f}",
+        )
+    if not plan.collectives:
+        table.add_row("nothing", "", "", "", "")
+    return table
+
+
+def _arithmetic(plan: Plan) -> Iterator[str]:
+    ours, theirs = plan.request.model.flops, plan.request.model.open_clip_flops
+    yield (
+        f"GFLOP a pair, forward and backward: {ours.step / 1e9:,.1f}; open_clip's way "
+        f"{theirs.step / 1e9:,.1f}, {theirs.step / ours.step:.2f} times as much"
+    )
+    if plan.outcome.choice.checkpointing:
+        yield f"blocks computed again: {ours.blocks / 1e9:,.1f} more"
+    rate = plan.request.batch / plan.outcome.step.total
+    yield f"{rate:,.0f} pairs/s, {rate / plan.request.gpus:,.1f} a GPU"
+    if plan.request.gpus > 1:
+        mb = open_clip_features(plan.request.batch, plan.request.model.features) / 1e6
+        ours_mb = plan.collectives[-1].bytes / 1e6
+        yield f"features exchanged: {ours_mb:,.1f} MB a step; open_clip's way {mb:,.1f}"
+
+
+def _feeding(plan: Plan) -> Iterator[str]:
+    feed = plan.feed
+    yield (
+        f"{feed.images_per_second:,.0f} images/s wanted: {feed.cores:,.0f} cores at "
+        f"{feed.decode_rate:,.0f} images/s each; the machines have {feed.available_cores:,.0f}"
+    )
+    yield (
+        f"storage: {feed.storage_bytes_per_second / 1e9:,.2f} GB/s"
+        + (f", {feed.dataset_bytes / 1e12:,.1f} TB in all" if feed.dataset_bytes else "")
+    )
+
+
+def assumptions(plan: Plan) -> dict[str, str]:
+    """What the plan rests on, each with its source."""
+    request, gpu, share = plan.request, plan.request.gpu, plan.utilisation
+    reach = f" ({share.low:.1%} to {share.high:.1%})" if share.low < share.high else ""
+    return {
+        "utilisation": f"{share.middle:.1%}{reach} of {peak(gpu, request.precision) / 1e12:,.0f} "
+        f"TFLOP/s; {plan.utilisation_source}",
+        "range": f"of days and GPU-hours: that of utilisation, in which {CONFIDENCE:.0%} of "
+        "trainings like the published ones lie"
+        if share.low < share.high
+        else "none: the utilisation is taken as it was given",
+        "GPU": gpu.sheet,
+        "bandwidth": f"{plan.bus_bytes / 1e9:,.0f} GB/s from each GPU at peak, of "
+        f"{request.network_bytes / 1e9:g} GB/s of network a GPU; {gpu.machine}",
+        "memory": f"{RESERVE:.0%} kept free for the driver, workspaces and gaps; activations by "
+        "what autograd keeps, with attention by clipfast's kernels",
+        "captions": f"{request.caption_tokens:g} tokens of {request.model.context_length} on the "
+        "average; `clipfast shards stats` counts yours",
+        "decoding": f"{plan.decode.value:,.0f} images/s of a core; {plan.decode.source}",
+        "samples": f"{plan.image_kb.value:,.1f} kB each; {plan.image_kb.source}",
+        **_unused(plan),
+    }
+
+
+def _unused(plan: Plan) -> dict[str, str]:
+    calibration = plan.request.calibration
+    if calibration is None:
+        return {}
+    missing = [m.source for m in calibration if m.value is None]
+    return {"not from the calibration": "; ".join(missing)} if missing else {}
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """`days`, `memory_gib`, `communication` and `bound_by` first; all else of the plan behind."""
+    request, outcome, feed = plan.request, plan.outcome, plan.feed
+    low, high = plan.days(plan.fast), plan.days(plan.slow)
+    days = plan.days(outcome.step)
+    return {
+        "days": days,
+        "memory_gib": {name: getattr(outcome.memory, name) / GIB for name in _PARTS},
+        "communication": {
+            "collectives": [
+                {
+                    "what": c.what,
+                    "kind": c.kind,
+                    "bytes": c.bytes,
+                    "sent_bytes": c.sent(request.gpus),
+                    "behind_backward": c.hidden,
+                }
+                for c in plan.collectives
+            ],
+            "sent_bytes": outcome.step.exchange.sent,
+            "seconds": outcome.step.exchange.seconds,
+            "exposed_seconds": outcome.step.exposed,
+            "bytes_per_second": plan.bus_bytes,
+        },
+        "bound_by": plan.bound_by,
+        "fits": outcome.fits,
+        "gpu_hours": days * 24 * request.gpus,
+        "uncertainty": {
+            "days": [low, high],
+            "gpu_hours": [low * 24 * request.gpus, high * 24 * request.gpus],
+            "utilisation": [plan.utilisation.low, plan.utilisation.high],
+            "confidence": CONFIDENCE if low < high else None,
+        },
+        "memory": {
+            "total_gib": outcome.memory.total / GIB,
+            "working_gib": outcome.memory.working / GIB,
+            "usable_gib": outcome.usable / GIB,
+            "open_clip_loss_gib": {
+                "local_loss": plan.dense_loss[0] / GIB,
+                "without": plan.dense_loss[1] / GIB,
+            },
+        },
+        "step_seconds": {
+            "total": outcome.step.total,
+            "compute": outcome.step.compute,
+            "exposed_communication": outcome.step.exposed,
+            "waiting_for_images": outcome.step.waiting,
+        },
+        "largest_batch": outcome.largest * request.gpus * outcome.choice.micro_batches,
+        "flops_per_pair": {
+            "clipfast": request.model.flops.step,
+            "open_clip": request.model.open_clip_flops.step,
+        },
+        "open_clip_days": dict(
+            zip(("middle", "low", "high"), map(plan.days, plan.open_clip_steps), strict=True)
+        ),
+        "feed": feed._asdict(),
+        "alternatives": [
+            {
+                "zero_stage": o.choice.zero_stage,
+                "grad_checkpointing": o.choice.checkpointing,
+                "memory_gib": o.memory.total / GIB,
+                "fits": o.fits,
+                "largest_micro_batch": o.largest,
+                "step_seconds": o.step.total,
+            }
+            for o in plan.others
+        ],
+        "advice": advice_of(plan),
+        "assumptions": assumptions(plan),
+        "inputs": {
+            "model": request.model.name,
+            "gpu": request.gpu.name,
+            "gpus": request.gpus,
+            "batch": request.batch,
+            "samples": request.samples,
+            "zero_stage": request.choice.zero_stage,
+            "precision": request.precision,
+            "grad_checkpointing": request.choice.checkpointing,
+            "accum_freq": request.choice.micro_batches,
+            "caption_tokens": request.caption_tokens,
+            "context_length": request.model.context_length,
+            "network_gb_s": request.network_bytes / 1e9,
+            "utilisation": plan.utilisation.middle,
+            "decode_rate": plan.decode.value,
+            "image_kb": plan.image_kb.value,
+            "cores": request.cores,
+            "epochs": request.epochs,
+            "siglip": request.sigmoid,
+        },
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for word in words:
+        table.add_column(word, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
