@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from clipfast_bench.feed_report import Feeding, Reading, Step, needs_of, starved_share
-from clipfast_bench.gpu_rates import GPU_DECODING, parse_target
+from clipfast_bench.feeding.feed_report import Feeding, Reading, Step, needs_of, starved_share
+from clipfast_bench.feeding.targets import GPU_DECODING, parse_target
 
 from clipfast.cli import main
 from clipfast.data.sources.shard_writer import ShardWriter
@@ -26,7 +26,8 @@ def run(words, tmp_path):
     return json.loads(file.read_text())
 
 
-def test_a_run_measures_each_decoder_and_thread_count(quick, tmp_path, capsys):
+def test_a_run_measures_each_decoder_and_thread_count(quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is broken between two lines
     found = run(quick, tmp_path)
     assert [(f["decoder"], f["threads"]) for f in found["feedings"]] == [
         ("native", 1),

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from clipfast_bench.order_at_scale import (
+from clipfast_bench.feeding.order_at_scale import (
     check_ranks,
     coverage,
     rank_cost,
     sampler_of,
     unequal_shards,
 )
-from clipfast_bench.shards_at_scale import make_shards, measure_opening, shards_of_rank
+from clipfast_bench.feeding.shards_at_scale import make_shards, measure_opening, shards_of_rank
 
 from clipfast.data import sampler as module
 from clipfast.data.sources.storage import Storage

@@ -1,0 +1,1 @@
+"""Stored samples to training batches: decoding, tokenizing, the loader; `clipfast bench feed`."""

@@ -1,0 +1,1 @@
+"""How a case is checked, timed, budgeted and shown: the same for every case."""

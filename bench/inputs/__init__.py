@@ -1,0 +1,1 @@
+"""What the cases are given: photographs, captions, shards, features, a tiny model."""
