@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off --qu
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 EMULATION := $(wildcard tests/emulation/*)
 
-.PHONY: help demo doctor test test-slow test-asan bench resources lint format clean
+.PHONY: help demo doctor test test-slow test-asan bench resources docs release lint format clean
 
 help:
 	@echo "make demo       train a small CLIP on real handwriting and test it zero-shot"
@@ -20,8 +20,10 @@ help:
 	@echo "make test-slow  run the tests that take minutes"
 	@echo "make test-asan  run the C++ kernels' tests under AddressSanitizer"
 	@echo "make bench      measure against open_clip on this machine"
-	@echo "make resources  what the Triton kernels compile to, for four kinds of GPU"
+	@echo "make resources  what the GPU kernels compile to, without a GPU: docs/gpu-evidence.md"
+	@echo "make docs       build the documentation into build/site"
 	@echo "make doctor     what this machine has, and which backend serves what"
+	@echo "make release    sdist and wheel in dist/, checked and tested"
 	@echo "make lint       ruff, clang-format and mypy; make format mends what they can"
 	@echo "make clean      remove .venv and everything built"
 
@@ -33,13 +35,17 @@ doctor: $(VENV)/.installed
 
 # As the command line does for itself: tests that run two processes must not spin against each other.
 test test-slow: export GOMP_SPINCOUNT = 5000
+# A process for each core, of one thread: with more each waits for the other's, for twice the time.
+# Tests of one file share a process, for what they have in common.
+test test-slow: export OMP_NUM_THREADS = 1
+PYTEST := $(RUN) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -m "not slow" $(ARGS)
-	TRITON_INTERPRET=1 $(RUN) -m pytest tests/kernels -k "triton and not compiles" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels -k "triton and not compiles" --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 # The C++ under AddressSanitizer and UBSan, built beside the installed one; Python itself leaks.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -53,12 +59,23 @@ test-asan: $(VENV)/.dev
 		$(RUN) -m pytest tests/kernels -k "cpu or instruction_set" $(ARGS)
 
 bench: $(VENV)/.dev
-	mkdir -p bench/results
-	$(RUN) -m pytest bench -m "not slow" --benchmark-json=bench/results/latest.json $(ARGS)
+	$(RUN) -m clipfast bench --budget none --json bench/results/latest.json $(ARGS)
 
-# Registers, shared memory and instructions of every Triton kernel, compiled without a GPU.
+# Registers, spills, shared memory, occupancy and instructions of every GPU kernel, without a GPU.
 resources: $(VENV)/.dev
-	$(RUN) -m clipfast_bench.triton_resources
+	$(RUN) -m clipfast_bench.gpu
+
+# A warning is an error. The pictures of docs/kernels.md: python docs/pictures/draw.py.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+release: $(VENV)/.dev
+	rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist
+	$(RUN) -m twine check --strict dist/*
+	$(VENV)/bin/auditwheel show dist/*.whl
+	$(RUN) -m pytest tests/release --release dist $(ARGS)
+	ls -l dist
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check

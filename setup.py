@@ -19,8 +19,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 NAME = "clipfast_kernels._C"
 RECORD = "_build.json"
@@ -162,6 +163,28 @@ class BuildOptional(build_ext):
         return {str(path): str(self._in_source(path.name)) for path in self._made()}
 
 
+class BuildWithSources(build_py):
+    """A wheel has what builds the extension along, for `clipfast_kernels/rebuild.py`."""
+
+    def run(self) -> None:
+        super().run()
+        for source, target in self._sources():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        made = [str(target) for _, target in self._sources()]
+        return super().get_outputs(include_bytecode) + made
+
+    def _sources(self) -> list[tuple[Path, Path]]:
+        """Each file, and where it goes. An editable install has them as they are."""
+        if self.editable_mode:
+            return []
+        folder = Path(self.build_lib, "clipfast_kernels", "_source")
+        files = [Path("setup.py"), *(path for path in Path("csrc").rglob("*") if path.is_file())]
+        return [(path, folder / path) for path in sorted(files)]
+
+
 def find_torch() -> Path:
     """torch's folder, without importing it."""
     spec = importlib.util.find_spec("torch")
@@ -281,11 +304,18 @@ def build_key(torch: Path, compiler: str) -> str:
     return key.hexdigest()[:16]
 
 
+def packages() -> list[str]:
+    """Every folder with code, under the name that pyproject.toml gives its root."""
+    bench = ["clipfast_bench", *(f"clipfast_bench.{name}" for name in find_packages("bench"))]
+    return find_packages(include=["clipfast", "clipfast.*"]) + find_packages("kernels") + bench
+
+
 def one_line(text: object) -> str:
     return " ".join(str(text).split())[:200]
 
 
 setup(
+    packages=packages(),
     ext_modules=[
         Extension(
             NAME,
@@ -299,6 +329,6 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildOptional},
+    cmdclass={"build_ext": BuildOptional, "build_py": BuildWithSources},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,5 +1,7 @@
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from clipfast.demo.dataset import DigitShards
 
-for helpers in ("kernels", "models", "adapters", "data"):
+for helpers in ("kernels", "models", "adapters", "data", "ranks", "train"):
     sys.path.insert(0, str(Path(__file__).parent / helpers))
 
 TINY_MODEL = {
@@ -35,6 +37,16 @@ def tiny_model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("models") / "tiny-vit.json"
     path.write_text(json.dumps(TINY_MODEL))
     return str(path)
+
+
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """As many threads as a run on its own has, and more than one: `make test` gives its processes
+    one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, len(os.sched_getaffinity(0))))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
