@@ -196,11 +196,13 @@ def _stored(file: Path, suite: Any, plugin: Any) -> dict[str, Any]:
 
 @contextmanager
 def _own_options() -> Iterator[None]:
-    """Options that the caller's shell has for its own pytest are not for this one."""
-    name = "PYTEST_ADDOPTS"
-    kept = os.environ.pop(name, None)
+    """What the caller's shell, or the pytest that calls us, set for its own pytest is not for this.
+
+    Of a worker of pytest-xdist, pytest-benchmark believes that it cannot time.
+    """
+    names = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        if kept is not None:
-            os.environ[name] = kept
+        os.environ.update(kept)

@@ -60,10 +60,11 @@ def write(folder, text):
     return file
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """The suite's pytest is no worker of this one's: pytest-benchmark times nothing in those."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+def run_pytest(*words, folder):
+    """By its own command, and as no worker of the pytest that asks."""
+    environment = {name: text for name, text in os.environ.items() if "PYTEST" not in name}
+    command = [sys.executable, "-m", "pytest", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
 def run(tmp_path, text, *words):
@@ -176,9 +177,7 @@ def test_pytest_runs_the_same_cases_by_the_same_plugin(tmp_path):
     file, stored = write(tmp_path, RIGHT), tmp_path / "results.json"
     words = ["-p", "clipfast_bench.harness.plugin", "-p", "no:cacheprovider", str(file)]
     words += ["--benchmark-only", f"--benchmark-json={stored}", "-o", "python_files=bench_*.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_pytest(*words, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "wrong: slightly off in sine" in done.stdout
     record = json.loads(stored.read_text())
@@ -192,9 +191,7 @@ def test_answers_alone_are_asked_for_where_timing_is_switched_off(tmp_path):
     file = write(tmp_path, WRONG)
     words = ["-p", "clipfast_bench.harness.plugin", "-p", "no:cacheprovider", str(file)]
     words += ["--benchmark-disable", "-o", "python_files=bench_*.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_pytest(*words, folder=tmp_path)
     assert done.returncode == 1
     assert "wrong: ours error" in done.stdout
 
@@ -215,6 +212,16 @@ def test_a_mistake_is_one_sentence(words, sentence, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("clipfast bench: ")
     assert sentence in line
+
+
+def test_what_the_callers_pytest_was_told_is_not_for_the_suites(tmp_path, monkeypatch):
+    told = {"PYTEST_ADDOPTS": "--no-such-option", "PYTEST_XDIST_WORKER": "gw0"}
+    for name, text in told.items():
+        monkeypatch.setenv(name, text)
+    code, record = run(tmp_path, RIGHT)
+    assert code == 0
+    assert len(record["benchmarks"]) == 1
+    assert {name: os.environ[name] for name in told} == told
 
 
 def test_a_missing_pytest_benchmark_is_one_sentence_with_what_installs_it(monkeypatch, capsys):
