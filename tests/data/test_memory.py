@@ -17,7 +17,8 @@ from clipfast.data.sources.shard_writer import ShardWriter
 
 SAMPLES, BATCH = 1000, 250
 EPOCHS, EPOCH = 10, 10_000
-MOST_GROWTH = 16 << 20
+# DALI keeps freed buffers, more or fewer from one epoch to the next.
+MOST_GROWTH = {"native": 4 << 20, "dali": 16 << 20}
 
 
 def resident_bytes():
@@ -64,4 +65,6 @@ def test_a_long_run_keeps_nothing_of_the_samples_it_has_loaded(decoder, tmp_path
         readings = [resident_bytes() for step, _ in enumerate(loader.epoch(epoch)) if step % 4 == 0]
         assert len(readings) == EPOCH // BATCH // 4
         resident.append(min(readings))
-    assert resident[-1] - resident[0] <= MOST_GROWTH
+    # In the first epoch buffers grow to the largest batch.
+    early, late = min(resident[1 : EPOCHS // 2]), min(resident[EPOCHS // 2 :])
+    assert late - early <= MOST_GROWTH[decoder]
