@@ -47,11 +47,12 @@ def first_loss(digit_shards, tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loss_falls_and_begins_as_in_float32(flags, precision, first_loss):
     written = ["--name", "a", "--precision", precision, "--device", "cpu", "--epochs", "7"]
+    written += ["--eps", "1e-4"]  # which float16 can hold
     losses = run(flags, *written, "--grad-clip-norm", "1", "--save-frequency", "0").losses
     # bfloat16's products are summed in another order, and rounded otherwise, on each processor.
     tolerance = torch.finfo(torch.bfloat16).eps / 2 if "bf" in precision else 2e-3
     assert losses[0] == pytest.approx(first_loss, rel=tolerance)
-    assert sum(losses[-6:]) < 0.85 * sum(losses[:6])
+    assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
 
 
 @pytest.mark.parametrize(
