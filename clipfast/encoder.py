@@ -24,7 +24,7 @@ from clipfast.models.precision import autocast, input_dtype
 
 
 class Encoder:
-    """Both towers' features, in the model's precision, handed on in float32.
+    """Both towers' features, computed in the model's precision and handed on in its dtype.
 
     Args:
         model: ours or open_clip's.
@@ -71,12 +71,12 @@ class Encoder:
         return torch.compile(function, dynamic=dynamic) if self.compiled else function
 
     def image(self, batch: Batch) -> Tensor:
-        """(B, D) float32."""
+        """(B, D), float32 if they come from a cache."""
         return self._images(self._image, batch)
 
     def penultimate(self, batch: Batch) -> Tensor:
         """(B, W) float32, of which `projected` makes what `image` gives."""
-        return self._images(self._image_trunk, batch)
+        return self._images(self._image_trunk, batch).float()
 
     def projected(self, x_BW: Tensor) -> Tensor:
         """(B, D) float32."""
@@ -84,14 +84,14 @@ class Encoder:
             return self._image_head(x_BW.to(input_dtype(self.precision))).float()
 
     def text(self, batch: Batch) -> Tensor:
-        """(B, D) float32."""
+        """(B, D)."""
         with autocast(self.device, self.precision):
             if self.caches.text is None or batch.text_found is None:
-                return self._encode_text(batch).float()
+                return self._encode_text(batch)
             x = self._cached(
                 lambda: self._encode_text(batch), self.caches.text, batch.text_found, batch.numbers
             )
-            return self._text_head(x.to(input_dtype(self.precision))).float()
+            return self._text_head(x.to(input_dtype(self.precision)))
 
     def _images(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         def compute() -> Tensor:
@@ -99,7 +99,7 @@ class Encoder:
 
         with autocast(self.device, self.precision):
             if self.caches.image is None or batch.image_found is None:
-                return compute().float()
+                return compute()
             return self._cached(compute, self.caches.image, batch.image_found, batch.numbers)
 
     def _encode_text(self, batch: Batch) -> Tensor:

@@ -165,8 +165,8 @@ class Extractor:
         texts = list[Tensor]()
 
         def encode(batch: Batch) -> Tensor:
-            texts.append(F.normalize(self.encoder.text(batch), dim=1))
-            return F.normalize(self.encoder.image(batch), dim=1)
+            texts.append(F.normalize(self.encoder.text(batch).float(), dim=1))
+            return F.normalize(self.encoder.image(batch).float(), dim=1)
 
         image_ND = all_rows(self.world, self._pass(data, read_caption, encode, texts.clear))
         text_ND = all_rows(self.world, texts)

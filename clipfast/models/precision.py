@@ -56,8 +56,13 @@ def computed_dtype(precision: str) -> torch.dtype:
     return {**_AUTOCAST, **_MATRICES, **_EVERYTHING}.get(precision, torch.float32)
 
 
+def is_autocast(precision: str) -> bool:
+    """Whether parameters stay in float32 and are cast where they are multiplied."""
+    return precision in _AUTOCAST
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """In which a model of this precision computes its forward."""
-    if precision not in _AUTOCAST:
+    if not is_autocast(precision):
         return nullcontext()
     return torch.autocast(device.type, _AUTOCAST[precision])

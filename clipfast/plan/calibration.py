@@ -88,8 +88,8 @@ def _of_feed(record: dict[str, Any], path: Path) -> Calibration:
 
 
 def _utilisation(rows: list[dict], machine: dict, gpu: Gpu, precision: str, path: Path) -> Measured:
-    dtype = str(computed_dtype(precision)).removeprefix("torch.")
-    peak = gpu.fp32_flops if dtype == "float32" else gpu.tensor_flops
+    computed = computed_dtype(precision)
+    dtype, peak = str(computed).removeprefix("torch."), gpu.peak(computed.itemsize)
     steps = [row for row in rows if _op(row) == _STEP]
     if not steps:
         return Measured(None, f"{path.name} has no row of op {_STEP}")

@@ -11,11 +11,9 @@ from typing import NamedTuple
 from clipfast_kernels.ops.contrastive.cost import contrastive_gathered_bytes
 from clipfast_kernels.ops.sigmoid.cost import sigmoid_gathered_bytes
 
-from clipfast.models.precision import computed_dtype
-from clipfast.plan.counting import Tensors
+from clipfast.models.precision import computed_dtype, is_autocast
+from clipfast.plan.counting import Tensors, feature_bytes
 from clipfast.plan.hardware import Gpu
-
-_FEATURE = 4  # bytes: both towers' features are handed on in float32
 
 # Of a ring, what each GPU sends for each byte of a collective's output, in units of (W − 1)/W.
 _RING = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "broadcast": 1}
@@ -64,10 +62,11 @@ def step_exchanges(
     """
     if ranks == 1:
         return []
+    size = feature_bytes(precision)
     gathered = (
-        sigmoid_gathered_bytes(int(pairs), features, _FEATURE, ranks)
+        sigmoid_gathered_bytes(int(pairs), features, size, ranks)
         if sigmoid
-        else contrastive_gathered_bytes(int(pairs), features, _FEATURE)
+        else contrastive_gathered_bytes(int(pairs), features, size)
     )
     return [
         *_of_weights(tensors, precision, zero_stage, micro_batches),
@@ -95,10 +94,11 @@ def _of_weights(
         yield Collective("weights", "all-gather", size)
 
 
-def open_clip_features(pairs: float, features: int) -> float:
+def open_clip_features(pairs: float, features: int, precision: str) -> float:
     """Bytes that a rank receives with `--gather-with-grad`: features forward, as much of gradients
-    back. Counted as collectives' output."""
-    return 4 * pairs * features * _FEATURE
+    back; under autocast in float32, which is how it normalises. Counted as collectives' output."""
+    size = 4 if is_autocast(precision) else computed_dtype(precision).itemsize
+    return 4 * pairs * features * size
 
 
 def bus(gpu: Gpu, ranks: int, network_bytes: float) -> float:

@@ -123,6 +123,11 @@ def kept_precision(precision: str, zero_stage: int | None) -> str:
     return half if zero_stage is None and not precision.startswith("pure_") else f"pure_{half}"
 
 
+def feature_bytes(precision: str) -> int:
+    """Of a number of the features that go into the loss (`clipfast/train/engines/towers.py`)."""
+    return 2 if computed_dtype(precision) == torch.bfloat16 else 4
+
+
 class _Counted(NamedTuple):
     """Of a tower's forward and backward."""
 

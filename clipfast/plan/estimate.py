@@ -17,10 +17,11 @@ from clipfast.plan.communication import (
     step_exchanges,
     timed,
 )
+from clipfast.plan.counting import feature_bytes
 from clipfast.plan.feeding import DECODE_RATE, DECODE_SOURCE, IMAGE_KB, IMAGE_SOURCE, Feed
 from clipfast.plan.memory import Memory
 from clipfast.plan.published import CONFIDENCE, GROUPS, Range, expected
-from clipfast.plan.request import Choice, Request, peak
+from clipfast.plan.request import Choice, Request
 
 STAGES = (None, 0, 1, 2, 3)
 _DAY = 86_400
@@ -196,7 +197,13 @@ def memory_of(request: Request, choice: Choice, micro_pairs: int) -> Memory:
     return Memory(
         *state,
         parts.activations(saved, micro_pairs, checkpointing=choice.checkpointing),
-        parts.loss(rows, rows * gpus, model.features, ranks=gpus),
+        parts.loss(
+            rows,
+            rows * gpus,
+            model.features,
+            ranks=gpus,
+            size=feature_bytes(request.precision),
+        ),
         parts.working(saved, micro_pairs, rows, model.image_size),
     )
 
@@ -250,7 +257,7 @@ def step_of(
     model, micro_batches = request.model, choice.micro_batches
     flops = model.open_clip_flops if as_open_clip else model.flops
     again = flops.blocks if choice.checkpointing else 0.0
-    speed = utilisation * peak(request.gpu, request.precision)
+    speed = utilisation * request.peak
     # GradCache: all micro-batches but the last go forward twice.
     twice = flops.forward * (micro_batches - 1) / micro_batches
     rows = request.step_pairs
@@ -258,10 +265,11 @@ def step_of(
     of_loss = contrastive_flops(
         request.batch, model.features, rows=rows if request.gpus > 1 else None
     )
-    compute = towers + of_loss / (utilisation * request.gpu.fp32_flops)
+    size = feature_bytes(request.precision)
+    compute = towers + of_loss / (utilisation * request.gpu.peak(size))
     collectives = exchanges_of(request, choice)
     if as_open_clip and collectives:
-        gathered = open_clip_features(request.batch, model.features)
+        gathered = open_clip_features(request.batch, model.features, request.precision)
         collectives = [*collectives[:-1], Collective("features", "all-gather", gathered)]
     backward = rows / micro_batches * (flops.backward + again) / speed
     exchange = timed(

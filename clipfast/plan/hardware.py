@@ -42,6 +42,10 @@ class Gpu(NamedTuple):
     sheet: str
     machine: str
 
+    def peak(self, size: int) -> float:
+        """FLOP/s of products of matrices whose numbers have so many bytes."""
+        return self.fp32_flops if size == 4 else self.tensor_flops
+
 
 _V100 = "NVIDIA V100 data sheet, SXM2"
 _A100 = "NVIDIA A100 data sheet, SXM"

@@ -117,19 +117,20 @@ def working(saved: Saved, pairs: float, step_pairs: float, image_size: int) -> f
     return saved.block.at(pairs) + 2 * step_pairs * 3 * image_size**2
 
 
-def loss(rows: float, pairs: float, features: int, *, ranks: int) -> float:
+def loss(rows: float, pairs: float, features: int, *, ranks: int, size: int = 4) -> float:
     """Bytes of clipfast's loss: never n×N.
 
-    Both towers' local features and their gradients, 4·n·D float32; those of all GPUs, 2·N·D; seven
-    vectors of N float64 at most; panels.
+    Both towers' local features and their gradients, 4·n·D; those of all GPUs, 2·N·D; seven vectors
+    of N float64 at most; panels of float32.
 
     Args:
         rows: n.
         pairs: N.
         features: D.
+        size: bytes of a number of theirs (`feature_bytes`).
     """
-    local = 4 * rows * features * 4
-    gathered = 2 * pairs * features * 4 if ranks > 1 else 0
+    local = 4 * rows * features * size
+    gathered = 2 * pairs * features * size if ranks > 1 else 0
     panel = min(PANEL_ELEMENTS, rows * pairs)
     return local + gathered + 7 * pairs * 8 + _PANELS * panel * 4
 

@@ -78,6 +78,11 @@ class Request:
         """n, of one GPU's step."""
         return self.batch // self.gpus
 
+    @property
+    def peak(self) -> float:
+        """FLOP/s of one GPU in the towers' matrix products."""
+        return self.gpu.peak(computed_dtype(self.precision).itemsize)
+
 
 class Model:
     """What a model costs, counted when it is asked for.
@@ -158,8 +163,3 @@ def check_batch(batch: int, gpus: int, micro_batches: int) -> None:
         f"--batch: expected a multiple of {of_each:,}, as there are {what}; got {batch:,}; "
         f"the nearest is {nearest:,}"
     )
-
-
-def peak(gpu: Gpu, precision: str) -> float:
-    """FLOP/s of matrix products in the precision that they are computed in."""
-    return gpu.fp32_flops if computed_dtype(precision).itemsize == 4 else gpu.tensor_flops

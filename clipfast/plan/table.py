@@ -15,7 +15,7 @@ from clipfast.plan.communication import open_clip_features
 from clipfast.plan.estimate import Plan
 from clipfast.plan.memory import GIB, RESERVE
 from clipfast.plan.published import CONFIDENCE
-from clipfast.plan.request import Choice, peak
+from clipfast.plan.request import Choice
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "loss")
 _WIDTH = 116  # columns: narrower tables would lose digits
@@ -156,9 +156,10 @@ def _arithmetic(plan: Plan) -> Iterator[str]:
     rate = plan.request.batch / plan.outcome.step.total
     yield f"{rate:,.0f} pairs/s, {rate / plan.request.gpus:,.1f} a GPU"
     if plan.request.gpus > 1:
-        mb = open_clip_features(plan.request.batch, plan.request.model.features) / 1e6
-        ours_mb = plan.collectives[-1].bytes / 1e6
-        yield f"features exchanged: {ours_mb:,.1f} MB a step; open_clip's way {mb:,.1f}"
+        request = plan.request
+        size = open_clip_features(request.batch, request.model.features, request.precision)
+        ours_mb, theirs_mb = plan.collectives[-1].bytes / 1e6, size / 1e6
+        yield f"features exchanged: {ours_mb:,.1f} MB a step; open_clip's way {theirs_mb:,.1f}"
 
 
 def _feeding(plan: Plan) -> Iterator[str]:
@@ -178,7 +179,7 @@ def assumptions(plan: Plan) -> dict[str, str]:
     request, gpu, share = plan.request, plan.request.gpu, plan.utilisation
     reach = f" ({share.low:.1%} to {share.high:.1%})" if share.low < share.high else ""
     return {
-        "utilisation": f"{share.middle:.1%}{reach} of {peak(gpu, request.precision) / 1e12:,.0f} "
+        "utilisation": f"{share.middle:.1%}{reach} of {request.peak / 1e12:,.0f} "
         f"TFLOP/s; {plan.utilisation_source}",
         "range": f"of days and GPU-hours: that of utilisation, in which {CONFIDENCE:.0%} of "
         "trainings like the published ones lie"

@@ -139,7 +139,9 @@ class Distillation:
         self.teacher, self.micro_batches = teacher, micro_batches
 
     def __call__(self, encoded: Encoded, batch: Batch) -> Losses:
-        image, text = (start_gather(x, self.group) for x in (encoded.image, encoded.text))
+        # Its panels are of float32.
+        features = encoded.image.float(), encoded.text.float()
+        image, text = (start_gather(x, self.group) for x in features)
         teacher_image, teacher_text, teacher_scale = self._teach(batch)
         contrastive = contrastive_loss(
             image, text, encoded.logit_scale, group=self.group, backend=self.backend
@@ -159,8 +161,8 @@ class Distillation:
     @torch.no_grad()
     def _teach(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         parts = batch.split(self.micro_batches)
-        image = torch.cat([self.teacher.image(part) for part in parts])
-        text = torch.cat([self.teacher.text(part) for part in parts])
+        image = torch.cat([self.teacher.image(part).float() for part in parts])
+        text = torch.cat([self.teacher.text(part).float() for part in parts])
         return image, text, self.teacher.model.logit_scale.float().exp().reshape(())
 
 

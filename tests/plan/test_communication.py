@@ -17,7 +17,7 @@ from clipfast.plan.towers import PlannedModel
 PAIRS, TOKENS = 4, 9  # of a rank
 
 
-def a_plain_step(name, sigmoid):
+def a_plain_step(name, precision, sigmoid):
     """The trainer's parts of a step of a configuration: what each of its collectives put out."""
     from measuring import Trainer
 
@@ -26,7 +26,7 @@ def a_plain_step(name, sigmoid):
     from clipfast.train.objectives import Sigmoid, Softmax
     from clipfast.train.optim.optimizers import adamw
 
-    trainer = Trainer(name)
+    trainer = Trainer(name, precision)
     group = dist.group.WORLD
     world = World(dist.get_rank(), dist.get_world_size(), device=CPU, group=group, control=group)
     optimizer = adamw(trainer.model, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
@@ -47,14 +47,21 @@ def a_plain_step(name, sigmoid):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(
-    ("kind", "sigmoid"), [("small_vit", False), ("small_vit", True), ("small_resnet", False)]
+    ("kind", "precision", "sigmoid"),
+    [
+        ("small_vit", "fp32", False),
+        ("small_vit", "amp_bf16", False),
+        ("small_vit", "fp32", True),
+        ("small_vit", "amp_bf16", True),
+        ("small_resnet", "fp32", False),
+    ],
 )
-def test_a_plain_step_sends_what_is_planned(kind, sigmoid, ranks, request):
+def test_a_plain_step_sends_what_is_planned(kind, precision, sigmoid, ranks, request):
     name = request.getfixturevalue(kind)
     model = Model(name, TOKENS)
     planned = step_exchanges(
-        model.tensors("fp32"),
-        "fp32",
+        model.tensors(precision),
+        precision,
         None,
         ranks=ranks,
         pairs=ranks * PAIRS,
@@ -62,7 +69,7 @@ def test_a_plain_step_sends_what_is_planned(kind, sigmoid, ranks, request):
         sigmoid=sigmoid,
     )
     by_kind = {kind: sum(c.bytes for c in planned if c.kind == kind) for kind in KINDS}
-    for gathered, reduced, broadcast in run_ranks(ranks, a_plain_step, name, sigmoid):
+    for gathered, reduced, broadcast in run_ranks(ranks, a_plain_step, name, precision, sigmoid):
         assert gathered == by_kind["all-gather"]
         assert reduced == by_kind["all-reduce"]
         assert broadcast == by_kind["broadcast"]

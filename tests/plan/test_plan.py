@@ -74,7 +74,7 @@ def test_days_are_steps_of_arithmetic_over_speed(vit_b_32):
     request = request_of(vit_b_32, gpus=1, batch=512, utilisation=0.25)
     found = make_plan(request)
     towers = 512 * vit_b_32.flops.step / (0.25 * 989e12)
-    of_loss = 4 * 2 * 512 * 512 * 512 / (0.25 * 67e12)
+    of_loss = 4 * 2 * 512 * 512 * 512 / (0.25 * 989e12)  # of bfloat16 features
     assert found.outcome.step.total == pytest.approx(towers + of_loss)
     assert found.days(found.outcome.step) == pytest.approx(
         12.8e9 / 512 * (towers + of_loss) / 86400

@@ -32,12 +32,12 @@ def make_batch(size):
 class Step:
     """A model with plain gradient descent, so that a step shows the gradients."""
 
-    def __init__(self, model, *flags, name="x"):
+    def __init__(self, model, *flags, name="x", precision="fp32"):
         self.args = parse_args(["--train-data", "x.tar", "--model", name, *flags])
         self.model = model.train()
         cpu = torch.device("cpu")
         encoder = Encoder(
-            model, precision="fp32", normalize=Normalize(), device=cpu, compiled=False
+            model, precision=precision, normalize=Normalize(), device=cpu, compiled=False
         )
         trained = [p for p in model.parameters() if p.requires_grad]
         self.engine = PlainEngine(model, torch.optim.SGD(trained, lr=1.0), encoder)
@@ -73,6 +73,39 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(
     assert cut.losses == pytest.approx(whole.losses, rel=1e-6)
     assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
     assert_same_gradients(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "micro_batches", "dtype"),
+    [
+        ("fp32", 1, torch.float32),
+        ("amp_bf16", 1, torch.bfloat16),
+        ("amp_bf16", 3, torch.bfloat16),
+        ("amp", 1, torch.float32),
+        ("amp", 3, torch.float32),
+    ],
+)
+def test_the_loss_is_of_bfloat16_features_where_towers_compute_in_it(
+    tiny_model, precision, micro_batches, dtype
+):
+    torch.manual_seed(0)
+    model = create_model(tiny_model)
+    step, seen = Step(model, precision=precision), []
+    objective = step.objective
+
+    def watched(encoded, batch):
+        seen.extend((encoded.image.dtype, encoded.text.dtype))
+        return objective(encoded, batch)
+
+    step.objective = watched
+    batch = make_batch(model.image_size)
+    outcome, gradients = step.take(batch, micro_batches)
+    assert seen == [dtype, dtype]
+    exact, expected, _ = gradients_of(tiny_model, 1)
+    assert outcome.losses["loss"] == pytest.approx(exact.losses["loss"], rel=1e-2)
+    for name, gradient in expected.items():
+        cosine = torch.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
+        assert gradient.count_nonzero() == 0 or cosine > 0.99, name
 
 
 def test_a_locked_tower_leaves_the_others_gradients_as_they_are(tiny_model):

@@ -19,7 +19,8 @@ class Encoded(NamedTuple):
     """What the loss is made of.
 
     Attributes:
-        image, text: (B, D) float32, not of unit length.
+        image, text: (B, D), not of unit length; bfloat16 where the towers compute in it, else
+            float32.
         logit_scale: the multiplier, 0-dim float32.
         logit_bias: 0-dim float32, or None for a model without one.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from clipfast.data.batch import Batch
 from clipfast.encoder import Encoder
@@ -27,9 +28,18 @@ class Towers(nn.Module):
 
     def forward(self, batch: Batch) -> Encoded:
         bias = getattr(self.model, "logit_bias", None)
+        image, text = self.encoder.image(batch), self.encoder.text(batch)
+        dtype = _common_dtype(image, text)
         return Encoded(
-            self.encoder.image(batch),
-            self.encoder.text(batch),
+            image.to(dtype),
+            text.to(dtype),
             self.model.logit_scale.float().exp().reshape(()),
             None if bias is None else bias.float().reshape(()),
         )
+
+
+def _common_dtype(image: Tensor, text: Tensor) -> torch.dtype:
+    """They differ where one tower's features come from a cache. float16 has no room for a loss's
+    gradient, which is about 1/N of a feature."""
+    dtype = torch.promote_types(image.dtype, text.dtype)
+    return torch.float32 if dtype == torch.float16 else dtype
