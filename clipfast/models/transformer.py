@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from clipfast_kernels import quick_gelu
 from torch import Tensor, nn
 
 from clipfast.models.layouts import Layout
+from clipfast.models.linear import Linear, linear, linear_then
 from clipfast.models.recompute import recomputed
 
 
@@ -30,11 +30,11 @@ def attend(attn: Any, x: Tensor, layout: Layout, pooled: bool = False) -> Tensor
     """
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     if not pooled:
-        out: Tensor = attn.out_proj(layout.attend(F.linear(x, weight, bias)))
+        out: Tensor = attn.out_proj(layout.attend(linear(x, weight, bias)))
         return out
     width = x.shape[-1]
-    q = F.linear(layout.pooled(x), weight[:width], bias[:width])
-    kv = F.linear(x, weight[width:], bias[width:])
+    q = linear(layout.pooled(x), weight[:width], bias[:width])
+    kv = linear(x, weight[width:], bias[width:])
     pooled_out: Tensor = attn.out_proj(layout.attend_pooled(q, kv))
     return pooled_out
 
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -118,12 +118,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: type[nn.Module]) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
+        self.c_fc = Linear(width, hidden)
         self.gelu = activation()
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        return self.c_proj(linear_then(self.gelu, x, self.c_fc))
 
 
 class ResidualAttentionBlock(nn.Module):
