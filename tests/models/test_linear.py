@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from tolerance import assert_within_tolerance
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import clipfast.models.linear as subject
 from clipfast.models.linear import Linear, linear, linear_then
@@ -14,7 +15,7 @@ INPUTS, OUTPUTS = 48, 80
 
 @pytest.fixture(autouse=True)
 def by_onednn(monkeypatch):
-    """Whatever processor this is. Gives the products that oneDNN was asked for."""
+    """Whatever processor this is, and however small. Gives the products that it was asked for."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     asked, product = [], subject._product
@@ -25,6 +26,7 @@ def by_onednn(monkeypatch):
 
     monkeypatch.setattr(subject, "_onednn_is_faster", lambda: True)
     monkeypatch.setattr(subject, "_product", recorded)
+    monkeypatch.setattr(subject, "_LEAST", {True: 1, False: 1})
     return asked
 
 
@@ -108,5 +110,8 @@ def test_what_onednn_is_not_asked_for_goes_to_torch(by_onednn):
     assert linear(x[:0], layer.weight, layer.bias).shape == (0, OUTPUTS)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 5 * INPUTS * OUTPUTS
     assert layer.double()(x.double()).dtype == torch.float64
     assert by_onednn == []

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from clipfast.models.linear import Linear
 from clipfast.models.precision import PRECISIONS
 from clipfast.train import parse_args
 from clipfast.train.engines.plain import PlainEngine
@@ -70,9 +71,9 @@ def test_a_cpu_autocasts_to_float16_only_where_it_was_written(flags, written, dt
     if torch.cuda.is_available():
         pytest.skip("the default device is a GPU")
     seen = set()
-    original = torch.nn.Linear.forward
+    original = Linear.forward
     monkeypatch.setattr(
-        torch.nn.Linear,
+        Linear,
         "forward",
         lambda self, x: (out := original(self, x), seen.add(out.dtype))[0],
     )
