@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"clipfast {command}: interrupted", file=sys.stderr)
         return _SIGNALLED + signal.SIGINT
+    except BrokenPipeError as error:
+        return _unread(command, error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(command, f"{where}{error.strerror or error}")
@@ -53,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(command: str, sentence: str) -> int:
     print(f"clipfast {command}: {sentence}", file=sys.stderr)
     return _MISTAKE
+
+
+def _unread(command: str, error: OSError) -> int:
+    """Whoever reads our output, such as `head`, may have seen enough; another pipe is a fault."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        return _SIGNALLED + signal.SIGPIPE
+    return _fail(command, error.strerror or str(error))
 
 
 def _demo(arguments: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ from clipfast.eval.robustness.baselines import pixel_baselines
 from clipfast.eval.robustness.corruptions import KINDS, SEVERITIES
 from clipfast.eval.robustness.evaluation import RobustnessRow
 from clipfast.eval.robustness.shifts import Shift, natural_shifts, open_shift_folder, shifts_of
-from clipfast.eval.subject import Subject, open_subject
+from clipfast.eval.subject import Subject, check_named, open_subject
 from clipfast.eval.suites import TRAINED_TASKS, Evaluation, Shots, Suite
 from clipfast.models.precision import PRECISIONS
 from clipfast.ranks.agreement import by_main, check_same_samples, main_first
@@ -227,6 +227,8 @@ def _checkpoints(args: argparse.Namespace) -> list[tuple[str, str | None]]:
             "CHECKPOINT: expected one or more, before --suite; got none (a file, a folder, or "
             "NAME:TAG such as ViT-B-32:openai)"
         )
+    for checkpoint, _ in checkpoints:
+        check_named(checkpoint)  # before any data is opened
     return checkpoints
 
 

@@ -131,13 +131,21 @@ def open_subject(
     return subject
 
 
-def _of_tag(checkpoint: str, precision: str, cache_dir: str | None, *, download: bool) -> Subject:
+def check_named(checkpoint: str) -> None:
+    """Raises:
+    UserError: neither a file or a folder, nor the form of NAME:TAG.
+    """
     name, _, tag = checkpoint.rpartition(":")
-    if not name or "/" in tag:
+    if not Path(checkpoint).exists() and (not name or "/" in tag):
         raise UserError(
             f"{checkpoint}: expected a checkpoint, a run's folder, or NAME:TAG such as "
             "ViT-B-32:openai; got no such file or folder"
         )
+
+
+def _of_tag(checkpoint: str, precision: str, cache_dir: str | None, *, download: bool) -> Subject:
+    check_named(checkpoint)
+    name, _, tag = checkpoint.rpartition(":")
     if zoo.known_weights(plain_name(name), tag) is None:
         known = ", ".join(zoo.known_tags(plain_name(name))) or "none"
         raise UserError(

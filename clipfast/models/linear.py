@@ -1,10 +1,9 @@
 """x Wᵀ + b in float32 on a CPU, by whichever of torch's two libraries is the faster there.
 
-torch multiplies float32 matrices by MKL. On AMD's processors with AVX-512 oneDNN, which torch has
-for Inductor and convolutions, is faster: 6 to 12 % in the forward, where it adds the bias on its
-way, and 4 to 10 % for the input's gradient. For the weight's gradient MKL is as fast, and on AVX2
-for more. The forward of ViT-B-32's image tower takes 0.91 times as long (64 images, two cores of an
-AMD EPYC 9004), 0.87 with GELU added on the way too, and the whole training step 0.96.
+torch multiplies float32 matrices by MKL. On AMD's processors with AVX-512 oneDNN, which torch
+brings for convolutions and Inductor, is faster: by 6 to 12 % in the forward, where it adds the bias
+on its way, and by 4 to 10 % for the input's gradient, but not for the weight's. docs/kernels.md has
+the figures.
 
 M rows, I inputs, O outputs.
 """

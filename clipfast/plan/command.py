@@ -12,6 +12,7 @@ from clipfast.plan.calibration import read_calibration
 from clipfast.plan.estimate import make_plan
 from clipfast.plan.hardware import GPUS, find_gpu
 from clipfast.plan.published import CONFIDENCE
+from clipfast.plan.record import as_json
 from clipfast.plan.request import (
     Choice,
     Model,
@@ -19,7 +20,7 @@ from clipfast.plan.request import (
     check_batch,
     check_precision,
 )
-from clipfast.plan.table import as_json, show
+from clipfast.plan.table import show
 
 _CAPTION_TOKENS = 18.0  # of alt texts on the web
 

@@ -1,20 +1,19 @@
-"""A plan as text, and as JSON."""
+"""A plan as text."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from clipfast.plan.advice import advice_of
+from clipfast.plan.assumptions import assumptions
 from clipfast.plan.communication import open_clip_features
 from clipfast.plan.estimate import Plan
-from clipfast.plan.memory import GIB, RESERVE
-from clipfast.plan.published import CONFIDENCE
+from clipfast.plan.memory import GIB
 from clipfast.plan.request import Choice
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "loss")
@@ -172,131 +171,6 @@ def _feeding(plan: Plan) -> Iterator[str]:
         f"storage: {feed.storage_bytes_per_second / 1e9:,.2f} GB/s"
         + (f", {feed.dataset_bytes / 1e12:,.1f} TB in all" if feed.dataset_bytes else "")
     )
-
-
-def assumptions(plan: Plan) -> dict[str, str]:
-    """What the plan rests on, each with its source."""
-    request, gpu, share = plan.request, plan.request.gpu, plan.utilisation
-    reach = f" ({share.low:.1%} to {share.high:.1%})" if share.low < share.high else ""
-    return {
-        "utilisation": f"{share.middle:.1%}{reach} of {request.peak / 1e12:,.0f} "
-        f"TFLOP/s; {plan.utilisation_source}",
-        "range": f"of days and GPU-hours: that of utilisation, in which {CONFIDENCE:.0%} of "
-        "trainings like the published ones lie"
-        if share.low < share.high
-        else "none: the utilisation is taken as it was given",
-        "GPU": gpu.sheet,
-        "bandwidth": f"{plan.bus_bytes / 1e9:,.0f} GB/s from each GPU at peak, of "
-        f"{request.network_bytes / 1e9:g} GB/s of network a GPU; {gpu.machine}",
-        "memory": f"{RESERVE:.0%} kept free for the driver, workspaces and gaps; activations by "
-        "what autograd keeps, with attention by clipfast's kernels",
-        "captions": f"{request.caption_tokens:g} tokens of {request.model.context_length} on the "
-        "average; `clipfast shards stats` counts yours",
-        "decoding": f"{plan.decode.value:,.0f} images/s of a core; {plan.decode.source}",
-        "samples": f"{plan.image_kb.value:,.1f} kB each; {plan.image_kb.source}",
-        **_unused(plan),
-    }
-
-
-def _unused(plan: Plan) -> dict[str, str]:
-    calibration = plan.request.calibration
-    if calibration is None:
-        return {}
-    missing = [m.source for m in calibration if m.value is None]
-    return {"not from the calibration": "; ".join(missing)} if missing else {}
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """`days`, `memory_gib`, `communication` and `bound_by` first; all else of the plan behind."""
-    request, outcome, feed = plan.request, plan.outcome, plan.feed
-    low, high = plan.days(plan.fast), plan.days(plan.slow)
-    days = plan.days(outcome.step)
-    return {
-        "days": days,
-        "memory_gib": {name: getattr(outcome.memory, name) / GIB for name in _PARTS},
-        "communication": {
-            "collectives": [
-                {
-                    "what": c.what,
-                    "kind": c.kind,
-                    "bytes": c.bytes,
-                    "sent_bytes": c.sent(request.gpus),
-                    "behind_backward": c.hidden,
-                }
-                for c in plan.collectives
-            ],
-            "sent_bytes": outcome.step.exchange.sent,
-            "seconds": outcome.step.exchange.seconds,
-            "exposed_seconds": outcome.step.exposed,
-            "bytes_per_second": plan.bus_bytes,
-        },
-        "bound_by": plan.bound_by,
-        "fits": outcome.fits,
-        "gpu_hours": days * 24 * request.gpus,
-        "uncertainty": {
-            "days": [low, high],
-            "gpu_hours": [low * 24 * request.gpus, high * 24 * request.gpus],
-            "utilisation": [plan.utilisation.low, plan.utilisation.high],
-            "confidence": CONFIDENCE if low < high else None,
-        },
-        "memory": {
-            "total_gib": outcome.memory.total / GIB,
-            "working_gib": outcome.memory.working / GIB,
-            "usable_gib": outcome.usable / GIB,
-            "open_clip_loss_gib": {
-                "local_loss": plan.dense_loss[0] / GIB,
-                "without": plan.dense_loss[1] / GIB,
-            },
-        },
-        "step_seconds": {
-            "total": outcome.step.total,
-            "compute": outcome.step.compute,
-            "exposed_communication": outcome.step.exposed,
-            "waiting_for_images": outcome.step.waiting,
-        },
-        "largest_batch": outcome.largest * request.gpus * outcome.choice.micro_batches,
-        "flops_per_pair": {
-            "clipfast": request.model.flops.step,
-            "open_clip": request.model.open_clip_flops.step,
-        },
-        "open_clip_days": dict(
-            zip(("middle", "low", "high"), map(plan.days, plan.open_clip_steps), strict=True)
-        ),
-        "feed": feed._asdict(),
-        "alternatives": [
-            {
-                "zero_stage": o.choice.zero_stage,
-                "grad_checkpointing": o.choice.checkpointing,
-                "memory_gib": o.memory.total / GIB,
-                "fits": o.fits,
-                "largest_micro_batch": o.largest,
-                "step_seconds": o.step.total,
-            }
-            for o in plan.others
-        ],
-        "advice": advice_of(plan),
-        "assumptions": assumptions(plan),
-        "inputs": {
-            "model": request.model.name,
-            "gpu": request.gpu.name,
-            "gpus": request.gpus,
-            "batch": request.batch,
-            "samples": request.samples,
-            "zero_stage": request.choice.zero_stage,
-            "precision": request.precision,
-            "grad_checkpointing": request.choice.checkpointing,
-            "accum_freq": request.choice.micro_batches,
-            "caption_tokens": request.caption_tokens,
-            "context_length": request.model.context_length,
-            "network_gb_s": request.network_bytes / 1e9,
-            "utilisation": plan.utilisation.middle,
-            "decode_rate": plan.decode.value,
-            "image_kb": plan.image_kb.value,
-            "cores": request.cores,
-            "epochs": request.epochs,
-            "siglip": request.sigmoid,
-        },
-    }
 
 
 def _short(value: float) -> str:

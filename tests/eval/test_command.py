@@ -228,7 +228,7 @@ def test_two_ranks_write_the_rows_of_one(tiny_model, weights, data, tmp_path):
         (["WEIGHTS"], "--suite: expected a name of --list, or a path; got none"),
         (["WEIGHTS", "--suite", "mnits"], "--suite mnits: expected one of mnist, "),
         (["WEIGHTS", "--suite", "mnist", "--data", "EMPTY"], "--download"),
-        (["nowhere.pt", "--suite", "OWN"], "nowhere.pt: expected a checkpoint, a run's folder"),
+        (["nowhere.pt", "--suite", "mnist"], "nowhere.pt: expected a checkpoint, a run's folder"),
         (["WEIGHTS", "--suite", "OWN", "--task", "retrieval"], "--task retrieval: expected one"),
         (["WEIGHTS", "--suite", "OWN", "--task", "linear-probe"], "expected training images"),
         (["WEIGHTS", "--suite", "OWN", "--task", "probe"], "--task: expected some of zero-shot, "),

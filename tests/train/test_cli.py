@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import fake_ops
 import pytest
@@ -145,3 +147,22 @@ def test_doctor_verifies_and_tells_what_is_wrong_by_its_exit_code(capsys, monkey
             assert name in printed
     assert "wrong: " in printed
     assert "signal 11" in printed
+
+
+def test_an_unquoted_pattern_of_shards_is_told_from_an_unknown_flag(flags, capsys):
+    shell = ["--train-data", "a-0.tar", "a-1.tar", "a-2.tar"]
+    said = failure(capsys, "train", *shell, *words(flags)[2:])
+    assert "expected one pattern, in quotes; got a-1.tar as a second word" in said
+
+
+@pytest.mark.parametrize(
+    "command", [["convert", "--help"], ["eval", "--list"], ["bench", "compare", "--help"]]
+)
+def test_output_that_nobody_reads_on_is_no_fault(command):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "clipfast", *command], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert done.stderr == b""

@@ -39,7 +39,8 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses a trainer command line into a namespace with open_clip_train's attribute names.
 
     Raises:
-        UserError: a value out of range, or a choice that this release cannot honour.
+        UserError: a value out of range, a choice that this release cannot honour, or shards that
+            the shell made of a pattern.
         SystemExit: an unknown flag or an unreadable value (argparse's message, exit code 2).
     """
     parser = argparse.ArgumentParser(
@@ -47,7 +48,8 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     )
     for subject in _SUBJECTS:
         subject.add_flags(parser)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    _check_unknown(parser, unknown)
     optimization.fill_in(args)
     if args.force_image_size is not None and len(args.force_image_size) == 1:
         (args.force_image_size,) = args.force_image_size
@@ -63,6 +65,16 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
                 raise UserError(f"--{name.replace('_', '-')}: expected {expected}; got {value}")
         subject.check(args)
     return args
+
+
+def _check_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    if unknown and all(word.endswith(".tar") for word in unknown):
+        raise UserError(
+            f"--train-data, --val-data: expected one pattern, in quotes; got {unknown[0]} as a "
+            "second word, which the shell makes of a pattern without them"
+        )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
 
 
 def _is_written(flag: str, arguments: Sequence[str]) -> bool:
