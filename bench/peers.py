@@ -32,6 +32,14 @@ def sdpa(device: torch.device) -> str:
     return ""
 
 
+def sdpa_of_nested_tensors(device: torch.device) -> str:
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return ""
+    return (
+        "SDPA of nested tensors asks for a CUDA driver, even on a CPU, where torch is built for one"
+    )
+
+
 def flash_attn(device: torch.device) -> str:
     return _lacks("flash_attn", "flash-attn") or _on_a_gpu(device, "flash-attn")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from clipfast_bench.feeding.targets import GPU_DECODING, PUBLISHED, Rate, Target
+from clipfast_bench.harness.machine import origin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -123,7 +123,7 @@ class Report(NamedTuple):
 
     def as_json(self) -> str:
         record = {
-            "machine": platform.processor() or platform.machine(),
+            **origin(),
             **{name: _plain(value) for name, value in self._asdict().items()},
             "starved": [starved_share(f, self.step) for f in self.feedings],
         }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import time
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ def describe(machine_info: dict[str, Any]) -> None:
     machine_info["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine_info.pop("node", None)
+
+
+def origin() -> dict[str, Any]:
+    """The machine and the commit that a result is of, in pytest-benchmark's form."""
+    machine_info = {"machine": platform.machine(), "python_version": platform.python_version()}
+    if find_spec("pytest_benchmark") is not None:  # it also knows the processor's name
+        from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
+
+        machine_info = pytest_benchmark_generate_machine_info()
+    describe(machine_info)
+    return {"machine_info": machine_info, "commit_info": commit_info()}
 
 
 @cache

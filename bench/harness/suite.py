@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from clipfast_bench.harness.budget import parse_budget
 from clipfast_bench.harness.cases import FAMILIES
+from clipfast_bench.harness.machine import origin
 from clipfast_bench.harness.place import DEVICES, chosen_device
 from rich.console import Console
 
@@ -139,7 +140,6 @@ def measure(args: argparse.Namespace, began: float) -> Outcome:
         UserError: there are no such cases.
     """
     import pytest
-    from clipfast_bench.harness import plugin
     from clipfast_bench.harness.terminal import Terminal
 
     paths = args.cases or [_PACKAGE / family for family in args.families]
@@ -170,28 +170,19 @@ def measure(args: argparse.Namespace, began: float) -> Outcome:
             raise UserError(f"pytest could not run the cases: {terminal.last_words()}")
         if code == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UserError(f"-k {args.expression}: expected the name of a case; none has it")
-        record = _stored(stored, terminal.suite, plugin)
+        record = _stored(stored, terminal.suite)
     if code == pytest.ExitCode.INTERRUPTED:
         return Outcome(record, _INTERRUPTED, "")
     failed = code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     return Outcome(record, int(failed), terminal.failures() if failed else "")
 
 
-def _stored(file: Path, suite: Any, plugin: Any) -> dict[str, Any]:
+def _stored(file: Path, suite: Any) -> dict[str, Any]:
     """pytest-benchmark stores nothing where nothing was timed."""
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
-    from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info as machine_info
-
-    machine = machine_info()
-    plugin.machine.describe(machine)
-    return {
-        "machine_info": machine,
-        "commit_info": plugin.machine.commit_info(),
-        "benchmarks": [],
-        **suite.additions(),
-    }
+    return {**origin(), "benchmarks": [], **suite.additions()}
 
 
 @contextmanager

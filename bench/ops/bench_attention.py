@@ -188,7 +188,7 @@ class Captions:
                 compiled=True,
             ),
             Way("SDPA, one by one", lambda: self.one_by_one, peers.sdpa),
-            Way("SDPA, nested tensors", lambda: self.nested, peers.sdpa),
+            Way("SDPA, nested tensors", lambda: self.nested, peers.sdpa_of_nested_tensors),
             Way("flash-attn", self.flash_attn, peers.flash_attn),
         ]
 

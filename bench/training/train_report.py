@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from typing import NamedTuple
 
+from clipfast_bench.harness.machine import origin
 from clipfast_bench.training.train_runs import Run
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-_PACKAGES = ("clipfast", "torch", "open_clip_torch", "webdataset", "numpy")
 
 
 class Comparison(NamedTuple):
@@ -68,10 +65,8 @@ class Comparison(NamedTuple):
 
 def as_json(data: str, cores: int, comparisons: Sequence[Comparison]) -> str:
     record = {
-        "machine": platform.processor() or platform.machine(),
+        **origin(),
         "cores": cores,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
         "data": data,
         "comparisons": [
             comparison._asdict()

@@ -21,9 +21,11 @@ def test_a_run_checks_chooses_settings_and_times_both_in_turn(
     words += ["--batch-size", "8", "--steps", "4", "--rounds", "2", "--workers", "1"]
     assert main([*words, "--json", str(file)]) == 0
     stored = json.loads(file.read_text())
+    assert stored["commit_info"]["project"] == "clipfast"
+    assert "cpu_capability" in stored["machine_info"]
     (found,) = stored["comparisons"]
     assert stored["data"] == digit_shards.train_pattern
-    assert stored["versions"]["open_clip_torch"].startswith("3.")
+    assert stored["machine_info"]["versions"]["open_clip_torch"].startswith("3.")
     assert found["loss_difference"] <= 1e-4
     assert found["ours_with"] == "--workers 1"
     assert found["theirs_with"] in ("--workers 1", "GOMP_SPINCOUNT=5000 --workers 1")
