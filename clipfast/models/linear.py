@@ -89,12 +89,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none")
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Not under a dispatch mode: what counts, traces or fakes operators knows F.linear's alone."""
     return (
-        x.numel() * weight.shape[0] >= _LEAST[torch.is_grad_enabled()]
+        not torch.compiler.is_compiling()  # first: the rest would break the graph
+        and x.numel() * weight.shape[0] >= _LEAST[torch.is_grad_enabled()]
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and _onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
     )
 

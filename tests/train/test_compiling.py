@@ -11,6 +11,7 @@ from clipfast.data.batch import Batch
 from clipfast.data.images.normalize import Normalize
 from clipfast.encoder import Encoder
 from clipfast.errors import UserError
+from clipfast.models import linear
 from clipfast.models.compiling import check_compiler
 from clipfast.models.config import parse_model_config
 from clipfast.models.factory import build_model
@@ -26,6 +27,13 @@ def batch_of(step):
     images = torch.randint(256, (SAMPLES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     rows = [[49406, *range(5, 5 + (2 * n + step) % 9), 100 + n, 49407] for n in range(SAMPLES)]
     return Batch(images, pack_ids(rows), np.arange(SAMPLES))
+
+
+@pytest.fixture
+def small_layers_by_onednn(monkeypatch):
+    """As larger ones go on AMD's processors."""
+    monkeypatch.setattr(linear, "_LEAST", {True: 1, False: 1})
+    monkeypatch.setattr(linear, "_onednn_is_faster", torch.backends.mkldnn.is_available)
 
 
 def train(compiled):
@@ -60,6 +68,7 @@ def train(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_layers_by_onednn")
 def test_compiled_towers_give_the_same_losses_and_compile_once_for_all_lengths():
     losses, graphs = train(compiled=True)
     assert graphs == [4] * STEPS, "each tower's, with and without gradients"
