@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do")
     command = parser.parse_args(arguments[:1]).command
     try:
-        return _COMMANDS[command][0](arguments[1:])
+        return _flushed(lambda: _COMMANDS[command][0](arguments[1:]))
     except OtherRankError:
         return _MISTAKE
     except UserError as error:
@@ -55,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(command: str, sentence: str) -> int:
     print(f"clipfast {command}: {sentence}", file=sys.stderr)
     return _MISTAKE
+
+
+def _flushed(run: Callable[[], int]) -> int:
+    """A pipe that is broken fails here, and not in Python's exit, which prints of it."""
+    try:
+        return run()
+    finally:
+        sys.stdout.flush()
 
 
 def _unread(command: str, error: OSError) -> int:

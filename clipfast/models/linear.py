@@ -2,8 +2,8 @@
 
 torch multiplies float32 matrices by MKL. On AMD's processors with AVX-512 oneDNN, which torch
 brings for convolutions and Inductor, is faster: by 6 to 12 % in the forward, where it adds the bias
-on its way, and by 4 to 10 % for the input's gradient, but not for the weight's. docs/kernels.md has
-the figures.
+on its way, and by 4 to 12 % for the input's gradient; for most weights' gradients it is slower.
+docs/kernels.md has the figures.
 
 M rows, I inputs, O outputs.
 """
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 # Multiplications from which it is worth 20 µs of Python, by whether gradients are kept.
 _LEAST = {False: 1 << 24, True: 1 << 27}
 
-Kind = TypeVar("Kind", bound=nn.Module)
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class Linear(nn.Linear):
@@ -59,7 +59,7 @@ def linear_then(activation: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
     return out
 
 
-def _is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+def _is_plain(module: nn.Module, kind: type[_Kind]) -> TypeGuard[_Kind]:
     return type(module) is kind and not (module._forward_pre_hooks or module._forward_hooks)
 
 

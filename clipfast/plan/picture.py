@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 
 from clipfast.eval.pictures.canvas import COLOURS, GREY, PALE, TEXT, canvas
 from clipfast.plan.estimate import Outcome, Plan, Step
-from clipfast.plan.memory import GIB
+from clipfast.plan.memory import GIB, Memory
 from clipfast.plan.table import way_name
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 _TIMES = ("compute", "exposed", "waiting")
 _TIME_NAMES = ("compute", "exchange that nothing hides", "waiting for images")
 _ROOM = 1.24  # of the axis over the longest bar, for its words
@@ -47,7 +46,7 @@ def _draw_memory(axes: Axes, plan: Plan) -> None:
     longest = max(outcome.memory.total / GIB for outcome in outcomes)
     end = min(max(longest, whole), _WIDEST * whole)
     starts = [0.0] * len(outcomes)
-    for part, colour in zip(_PARTS, (*COLOURS[:5], GREY), strict=True):
+    for part, colour in zip(Memory._fields, (*COLOURS[:5], GREY), strict=True):
         sizes = [getattr(outcome.memory, part) / GIB for outcome in outcomes]
         axes.barh(places, sizes, left=starts, height=0.72, color=colour, label=part)
         starts = [a + b for a, b in zip(starts, sizes, strict=True)]

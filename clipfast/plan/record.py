@@ -10,22 +10,22 @@ from clipfast.plan.estimate import Outcome, Plan
 from clipfast.plan.memory import GIB
 from clipfast.plan.published import CONFIDENCE
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "loss")
-
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """`days`, `memory_gib`, `communication` and `bound_by` first; all else of the plan behind."""
     request, outcome = plan.request, plan.outcome
     days = plan.days(outcome.step)
+    parts = outcome.memory._asdict()
+    working = parts.pop("working")  # an allowance, which stands apart
     return {
         "days": days,
-        "memory_gib": {name: getattr(outcome.memory, name) / GIB for name in _PARTS},
+        "memory_gib": {name: size / GIB for name, size in parts.items()},
         "communication": _communication(plan),
         "bound_by": plan.bound_by,
         "fits": outcome.fits,
         "gpu_hours": days * 24 * request.gpus,
         "uncertainty": _uncertainty(plan),
-        "memory": _memory(plan),
+        "memory": _memory(plan, working),
         "step_seconds": {
             "total": outcome.step.total,
             "compute": outcome.step.compute,
@@ -79,12 +79,12 @@ def _uncertainty(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _memory(plan: Plan) -> dict[str, Any]:
+def _memory(plan: Plan, working: float) -> dict[str, Any]:
     outcome = plan.outcome
     local_loss, without = plan.dense_loss
     return {
         "total_gib": outcome.memory.total / GIB,
-        "working_gib": outcome.memory.working / GIB,
+        "working_gib": working / GIB,
         "usable_gib": outcome.usable / GIB,
         "open_clip_loss_gib": {"local_loss": local_loss / GIB, "without": without / GIB},
     }

@@ -13,10 +13,9 @@ from clipfast.plan.advice import advice_of
 from clipfast.plan.assumptions import assumptions
 from clipfast.plan.communication import open_clip_features
 from clipfast.plan.estimate import Plan
-from clipfast.plan.memory import GIB
+from clipfast.plan.memory import GIB, Memory
 from clipfast.plan.request import Choice
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "loss")
 _WIDTH = 116  # columns: narrower tables would lose digits
 
 
@@ -91,7 +90,7 @@ def _head(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table([""], [*_PARTS, "working", "total", "fits", "largest"])
+    table = _table([""], [*Memory._fields, "total", "fits", "largest"])
     asked = plan.outcome
     rows = [asked, *(o for o in plan.others if o.choice != asked.choice)]
     for outcome in sorted(

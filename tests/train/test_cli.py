@@ -159,10 +159,10 @@ def test_an_unquoted_pattern_of_shards_is_told_from_an_unknown_flag(flags, capsy
     "command", [["convert", "--help"], ["eval", "--list"], ["bench", "compare", "--help"]]
 )
 def test_output_that_nobody_reads_on_is_no_fault(command):
+    buffered = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "clipfast", *command]
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "clipfast", *command], stdout=write, stderr=subprocess.PIPE
-    )
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=buffered)
     os.close(write)
     assert done.stderr == b""
