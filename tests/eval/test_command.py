@@ -1,7 +1,9 @@
 """`clipfast eval`, as a user calls it: rows, table and pictures of real digits and of pairs."""
 
+import io
 import json
 import struct
+import tarfile
 
 import numpy as np
 import open_clip
@@ -69,13 +71,22 @@ def call(tiny_model, weights, data, tmp_path, capsys):
     return called
 
 
-def open_clips(tiny_model, weights, images):
-    """open_clip's own model, transform and classifier on the same images: similarities."""
+def open_clips_model(tiny_model, weights):
     with open(tiny_model) as file:
         model = open_clip.CLIP(**json.load(file)).eval()
     model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+def open_clips_pixels(images):
     transform = open_clip.image_transform(32, is_train=False)
-    pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
+    return torch.stack([transform(image) for image in images])
+
+
+def open_clips(tiny_model, weights, images):
+    """open_clip's own model, transform and classifier on the same images: similarities."""
+    model = open_clips_model(tiny_model, weights)
+    pixels = open_clips_pixels(map(Image.fromarray, images))
     tokenize = open_clip.SimpleTokenizer(context_length=32)
     names = [str(digit) for digit in range(10)]
     template = lambda name: MNIST_TEMPLATE.replace("{}", name)  # noqa: E731
@@ -180,6 +191,46 @@ def dense_recalls(tiny_model, weights, shard, k):
     similar, right = image @ text.T, torch.arange(29)[:, None]
     hits = [(s.topk(k).indices == right).any(dim=1) for s in (similar, similar.T)]
     return [hit.double().mean().item() for hit in hits]
+
+
+def test_zero_shot_metrics_are_of_clip_benchmarks_logits(call, digits, tiny_model, weights):
+    """Its `evaluate` itself ends in an error under numpy 2.4, in the line that makes floats."""
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+    (row,), _ = call()
+    model, names = open_clips_model(tiny_model, weights), [str(digit) for digit in range(10)]
+    pixels = open_clips_pixels(map(Image.fromarray, digits[0][:TEST]))
+    batches = [(pixels, torch.from_numpy(digits[1][:TEST]).long())]
+    tokenize = open_clip.SimpleTokenizer(context_length=32)
+    template = MNIST_TEMPLATE.replace("{}", "{c}")
+    classifier = theirs.zero_shot_classifier(model, tokenize, names, [template], "cpu", amp=False)
+    logits, labels = theirs.run_classification(model, classifier, batches, "cpu", amp=False)
+    assert row["metrics"] == pytest.approx(
+        {
+            "acc1": accuracy_score(labels, logits.argmax(1)),
+            "acc5": top_k_accuracy_score(labels, logits, k=5, labels=range(10)),
+            "mean_per_class_recall": balanced_accuracy_score(labels, logits.argmax(1)),
+        },
+        abs=1e-12,
+    )
+
+
+def test_retrieval_metrics_are_clip_benchmarks(call, tiny_model, weights, tmp_path):
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+    shard = pairs(tmp_path, 30)
+    (row,), _ = call(suite=shard)
+    with tarfile.open(shard) as tar:
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()}
+    captions = [[text.decode()] for name, text in files.items() if name.endswith(".txt")]
+    images = [Image.open(io.BytesIO(x)) for name, x in files.items() if not name.endswith(".txt")]
+    expected = theirs.evaluate(
+        open_clips_model(tiny_model, weights),
+        [(open_clips_pixels(images), captions)],
+        open_clip.SimpleTokenizer(context_length=32),
+        "cpu",
+        amp=False,
+        recall_k_list=[1, 5, 10],
+    )
+    assert {name: row["metrics"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_run_has_its_evaluation_beside_its_checkpoints(tiny_model, weights, data, tmp_path):
